@@ -1,0 +1,29 @@
+# make demo   set everything up and select learnwares for real tasks
+# make test   lint, types of shapes, and all tests
+# make bench  the benchmarks whose ratios README quotes
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: venv demo test bench
+venv: $(STAMP)
+
+$(STAMP): setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $(STAMP)
+
+demo: venv
+	$(BIN)/python -m experiments.select --config=configs/select.py:quickstart
+
+test: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m learnware_jax.dock.materials
+	$(BIN)/python -m pytest
+
+bench: venv
+	$(BIN)/python -m experiments.bench_reduce --config=configs/bench_reduce.py
+	$(BIN)/python -m experiments.bench_rank --config=configs/bench_rank.py

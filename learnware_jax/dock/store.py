@@ -1,0 +1,465 @@
+"""A dock on disk: one folder a learnware, one space for all of them.
+
+    DOCK/dock.json                          a header: the space that every specification obeys
+    DOCK/learnwares/ID/card.json            semantic specification: name, domain, description, ...
+    DOCK/learnwares/ID/rkme.safetensors     statistical specification: z, beta and their header
+
+A learnware is written beside its place and renamed into it, so a killed writer leaves the old
+learnware or the new one. Writers take turns on DOCK/.lock. Readers take no lock, so that a dock on
+read-only media serves: what they return is one version of a learnware, never parts of two. Reading
+executes nothing.
+"""
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from learnware_jax.specification.header import (
+    SCHEMA,
+    Header,
+    check_same_space,
+    dump_json,
+    from_json,
+    parse_json,
+    to_json,
+)
+from learnware_jax.specification.rkme import RKME, check_rkme
+
+KIND = "rkme"
+STORED = {"z": ("F32", np.dtype("<f4")), "beta": ("F64", np.dtype("<f8"))}
+MAX_JSON_BYTES = 2**20
+MAX_SPEC_BYTES = 2**26  # 4,000 points of 4,096 dimensions
+LOCK_SECONDS = 30.0
+# Names that no learnware can have, for folders on their way in, replaced, and on their way out.
+NEW, OLD, GONE = ".new-", ".old-", ".gone-"
+
+StrPath = str | os.PathLike[str]
+
+
+class Learnware(NamedTuple):
+    """One entry of a dock: its id, semantic specification, and statistical specification."""
+
+    id: str
+    card: dict[str, Any]
+    spec: RKME
+    header: Header
+
+
+class Problem(NamedTuple):
+    """A learnware that cannot be used, and why."""
+
+    id: str
+    reason: str
+
+
+def create_dock(path: StrPath, space: dict[str, Any]) -> None:
+    """Make an empty dock whose specifications all live in `space` (see `Header`).
+
+    `space["dimension"]` is the length of an embedding. FileExistsError if a dock is there already.
+    """
+    text = to_json(Header(SCHEMA, KIND, space, {}))
+    _dimension(space, where="create_dock")
+    root = Path(path)
+    try:
+        _learnwares(root).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"create_dock: a file is in the way of the folder {_learnwares(root)}; give another "
+            "path."
+        ) from error
+    with _writing(root, where="create_dock"):
+        if (root / "dock.json").exists():
+            raise FileExistsError(
+                f"create_dock: there is a dock at {root} already; use it, or give another path."
+            )
+        _write_file(root / "dock.json", text.encode(), where="create_dock")
+
+
+def read_space(path: StrPath) -> dict[str, Any]:
+    """The space that every specification in the dock obeys."""
+    return _dock_header(path, where="read_space").space
+
+
+def add(path: StrPath, learnware: Learnware, *, replace: bool = False) -> None:
+    """Put a learnware into the dock, durably: when this returns, it is on the disk.
+
+    IncompatibleSpecifications if it lives in another space than the dock, FileExistsError if the id
+    is taken and `replace` is not set. After a failure the dock holds the old learnware or the new
+    one, whole.
+    """
+    id, card, spec, header = learnware
+    _check_id(id, where="add")
+    if not isinstance(card, dict):
+        raise TypeError(f"add: the card of {id!r} is a {type(card).__name__}; want a dict.")
+    card_bytes = dump_json(card, where=f"add: the card of {id!r}", indent=2).encode()
+    if len(card_bytes) > MAX_JSON_BYTES:
+        raise ValueError(
+            f"add: the card of {id!r} takes {len(card_bytes)} bytes; shorten it to at most "
+            f"{MAX_JSON_BYTES}."
+        )
+    check_same_space(
+        header, _dock_header(path, where="add"), what=f"add: {id!r} and the dock {path}"
+    )
+    spec_bytes = _encode(spec, header, where=f"add: {id!r}")
+    with _writing(path, where="add") as learnwares:
+        home = learnwares / id
+        taken = os.path.lexists(home)
+        if taken and not replace:
+            raise FileExistsError(
+                f"add: {path} has a learnware {id!r} already; use another id, or replace=True."
+            )
+        new = learnwares / f"{NEW}{id}"
+        new.mkdir()
+        _write_file(new / "card.json", card_bytes, where="add")
+        _write_file(new / "rkme.safetensors", spec_bytes, where="add")
+        if taken:
+            home.rename(learnwares / f"{OLD}{id}")
+        new.rename(home)
+        _sync(learnwares)
+
+
+def remove(path: StrPath, id: str) -> None:
+    """Take a learnware out of the dock and delete its files."""
+    _check_id(id, where="remove")
+    _dock_header(path, where="remove")
+    with _writing(path, where="remove") as learnwares:
+        if not os.path.lexists(learnwares / id):
+            raise _missing(path, id, where="remove")
+        (learnwares / id).rename(learnwares / f"{GONE}{id}")
+        _sync(learnwares)
+
+
+def list_ids(path: StrPath) -> list[str]:
+    """The ids in the dock, sorted, whether or not their files are sound (see `check`)."""
+    _dock_header(path, where="list_ids")
+    return _entries(path)
+
+
+def read_learnware(path: StrPath, id: str) -> Learnware:
+    """One learnware. FileNotFoundError if it is absent, ValueError or OSError if it is unsound."""
+    return _read(path, id, _dock_header(path, where="read_learnware"), where="read_learnware")
+
+
+def load(path: StrPath) -> list[Learnware]:
+    """Every sound learnware of the dock, sorted by id. The others are named in warnings."""
+    learnwares = []
+    for found in _read_all(path, where="load"):
+        if isinstance(found, Problem):
+            warnings.warn(f"load: skipped {found.id!r} of {path}: {found.reason}", stacklevel=2)
+        else:
+            learnwares.append(found)
+    return learnwares
+
+
+def check(path: StrPath) -> list[Problem]:
+    """The learnwares that `load` skips, and why; sorted by id."""
+    return [found for found in _read_all(path, where="check") if isinstance(found, Problem)]
+
+
+def write_spec(file: StrPath, spec: RKME, header: Header) -> None:
+    """Write one specification: z as float32, beta as float64, the header and a checksum.
+
+    Casts that lose digits are refused. A file of that name is replaced whole or not at all.
+    """
+    _write_file(Path(file), _encode(spec, header, where="write_spec"), where="write_spec")
+
+
+def read_spec(file: StrPath) -> tuple[RKME, Header]:
+    """The specification that `write_spec` wrote, bit for bit, as NumPy arrays.
+
+    Sizes and shapes are compared with the header before arrays are read, contents with the
+    checksum after. ValueError says what does not fit.
+    """
+    return _decode(Path(file), where="read_spec")
+
+
+def _read_all(path: StrPath, *, where: str) -> Iterator[Learnware | Problem]:
+    dock = _dock_header(path, where=where)
+    for id in _entries(path):
+        try:
+            yield _read(path, id, dock, where=where)
+        except (OSError, ValueError) as error:
+            yield Problem(id, str(error))
+
+
+def _read(path: StrPath, id: str, dock: Header, *, where: str) -> Learnware:
+    _check_id(id, where=where)
+    while True:
+        folder, held = _open_folder(path, id, where=where)
+        problem = None
+        try:
+            card = _read_card(folder / "card.json", where=where)
+            _refuse_link(folder / "rkme.safetensors", where=where)
+            spec, header = _decode(folder / "rkme.safetensors", where=where)
+        except (OSError, ValueError) as error:
+            problem = error
+        finally:
+            swapped = not _is_at(held, folder)
+            os.close(held)
+        # A writer may have put another folder there between the two files: read both again.
+        if not swapped:
+            if problem is not None:
+                raise problem
+            check_same_space(header, dock, what=f"{where}: {id!r} and the dock {path}")
+            return Learnware(id, card, spec, header)
+
+
+def _open_folder(path: StrPath, id: str, *, where: str) -> tuple[Path, int]:
+    """The folder of a learnware, and a descriptor that keeps its inode from being used again."""
+    home, aside = _learnwares(path) / id, _learnwares(path) / f"{OLD}{id}"
+    # Home comes again last: a replacement may arrive between the first two looks.
+    for folder in (home, aside, home):
+        try:
+            return folder, os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ValueError(
+                f"{where}: {folder} is not a folder that can be read ({error.strerror}); a dock "
+                "holds no links. Copy the learnware there, or remove it."
+            ) from error
+    raise _missing(path, id, where=where)
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _missing(path: StrPath, id: str, *, where: str) -> FileNotFoundError:
+    known = ", ".join(_entries(path)[:10]) or "none"
+    return FileNotFoundError(f"{where}: {path} has no learnware {id!r}; its first ids: {known}.")
+
+
+def _entries(path: StrPath) -> list[str]:
+    names = os.listdir(_learnwares(path))
+    aside = {name.removeprefix(OLD) for name in names if name.startswith(OLD)}
+    return sorted(aside.union(name for name in names if not name.startswith(".")))
+
+
+def _learnwares(path: StrPath) -> Path:
+    return Path(path) / "learnwares"
+
+
+def _dock_header(path: StrPath, *, where: str) -> Header:
+    root = Path(path)
+    if root.exists() and not root.is_dir():
+        raise NotADirectoryError(f"{where}: {root} is a file; give the path of a dock's folder.")
+    file = root / "dock.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{where}: no dock at {root} (it has no dock.json); make one with create_dock."
+        )
+    for inside in (file, _learnwares(path)):
+        _refuse_link(inside, where=where)
+    if not _learnwares(path).is_dir():
+        raise NotADirectoryError(f"{where}: {_learnwares(path)} is not a folder; restore it.")
+    header = from_json(_read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
+    _dimension(header.space, where=f"{where}: {file}")
+    return header
+
+
+def _dimension(space: dict[str, Any], *, where: str) -> int:
+    dimension = space.get("dimension")
+    if type(dimension) is not int or dimension < 1:
+        raise ValueError(
+            f"{where}: dimension is {dimension!r}; want the length of an embedding, 1 or more."
+        )
+    return dimension
+
+
+def _check_id(id: str, *, where: str) -> None:
+    plain = isinstance(id, str) and re.fullmatch("[a-z0-9_-][a-z0-9_.-]{0,99}", id)
+    if not plain or ".." in id:
+        raise ValueError(
+            f"{where}: {id!r} is not an id; use at most 100 lower-case letters, digits, '-', '_' "
+            "and '.', not starting with '.', without '..'."
+        )
+
+
+def _read_card(file: Path, *, where: str) -> dict[str, Any]:
+    _refuse_link(file, where=where)
+    card = parse_json(_read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
+    if not isinstance(card, dict):
+        raise ValueError(f"{where}: {file} holds a {type(card).__name__}; want a JSON object.")
+    return card
+
+
+def _refuse_link(path: Path, *, where: str) -> None:
+    if path.is_symlink():
+        raise ValueError(
+            f"{where}: {path} is a symbolic link; a dock holds none. Put a copy in its place."
+        )
+
+
+def _check_file(file: Path, limit: int, *, where: str) -> None:
+    try:
+        status = file.stat()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: there is no {file}; restore it.") from error
+    # A named pipe would block the reader for ever.
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{where}: {file} is not a plain file.")
+    if status.st_size > limit:
+        raise ValueError(f"{where}: {file} has {status.st_size} bytes; want at most {limit}.")
+
+
+def _read_bytes(file: Path, limit: int, *, where: str) -> bytes:
+    _check_file(file, limit, where=where)
+    return file.read_bytes()
+
+
+def _digest(arrays: dict[str, np.ndarray], header: Header) -> str:
+    # The header fixes both shapes, so equal bytes are equal arrays.
+    parts = [to_json(header).encode(), arrays["z"].tobytes(), arrays["beta"].tobytes()]
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+def _check_header(header: Header, shapes: dict[str, list[int]], *, where: str) -> None:
+    if header.kind != KIND:
+        raise ValueError(f"{where}: its kind is {header.kind!r}; want {KIND!r}.")
+    points = header.about.get("points")
+    wanted = {"z": [points, _dimension(header.space, where=where)], "beta": [points]}
+    if type(points) is not int or shapes != wanted:
+        raise ValueError(
+            f"{where}: the header says points = {points!r} and dimension = "
+            f"{header.space['dimension']}, but the arrays are z {tuple(shapes['z'])} and beta "
+            f"{tuple(shapes['beta'])}; want z (points, dimension) and beta (points,)."
+        )
+
+
+def _encode(spec: RKME, header: Header, *, where: str) -> bytes:
+    check_rkme(spec, where=where)
+    arrays = {}
+    for name, array in (("z", np.asarray(spec.z)), ("beta", np.asarray(spec.beta))):
+        dtype = STORED[name][1]
+        if not np.can_cast(array.dtype, dtype, "safe"):
+            raise TypeError(
+                f"{where}: {name} is {array.dtype} and is stored as {dtype.name}; round it "
+                f"yourself with {name}.astype({dtype.name!r}) before anything is computed from it."
+            )
+        arrays[name] = np.ascontiguousarray(array, dtype)
+    _check_header(header, {name: list(a.shape) for name, a in arrays.items()}, where=where)
+    record = header._asdict() | {"sha256": _digest(arrays, header)}
+    # One metadata entry: safetensors writes several in random order, and equal specifications
+    # would differ as files.
+    data = safetensors.numpy.save(arrays, {"header": dump_json(record, where=where)})
+    if len(data) > MAX_SPEC_BYTES:
+        raise ValueError(
+            f"{where}: the specification takes {len(data)} bytes; want at most {MAX_SPEC_BYTES}. "
+            "Reduce it to fewer points."
+        )
+    return data
+
+
+def _decode(file: Path, *, where: str) -> tuple[RKME, Header]:
+    _check_file(file, MAX_SPEC_BYTES, where=where)
+    where = f"{where}: {file}"
+    try:
+        with safetensors.safe_open(file, "numpy") as opened:
+            record = parse_json((opened.metadata() or {}).get("header", "{}"), where=where)
+            digest = record.pop("sha256", None) if isinstance(record, dict) else None
+            header = from_json(dump_json(record, where=where), where=where)
+            if set(opened.keys()) != STORED.keys():
+                raise ValueError(
+                    f"{where} holds the arrays {', '.join(sorted(opened.keys()))}; want beta, z."
+                )
+            slices = {name: opened.get_slice(name) for name in STORED}
+            for name, (code, dtype) in STORED.items():
+                if slices[name].get_dtype() != code:
+                    raise ValueError(
+                        f"{where}: {name} is stored as {slices[name].get_dtype()}; want {code} "
+                        f"({dtype.name})."
+                    )
+            _check_header(header, {n: s.get_shape() for n, s in slices.items()}, where=where)
+            arrays = {name: opened.get_tensor(name) for name in STORED}
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{where} is not a whole safetensors file ({error}); restore it or make it again."
+        ) from error
+    if digest != _digest(arrays, header):
+        raise ValueError(
+            f"{where} does not match its checksum: it was damaged or changed by hand; restore it "
+            "or make it again."
+        )
+    return check_rkme(RKME(arrays["z"], arrays["beta"]), where=where), header
+
+
+@contextmanager
+def _writing(path: StrPath, *, where: str) -> Iterator[Path]:
+    """The learnwares folder, while no other process writes; what was left half done is settled."""
+    try:
+        with filelock.FileLock(Path(path) / ".lock", timeout=LOCK_SECONDS):
+            _settle(_learnwares(path))
+            try:
+                yield _learnwares(path)
+            finally:
+                # Readers do not mind what fails to go; the next writer tries again and reports it.
+                with suppress(OSError):
+                    _settle(_learnwares(path))
+    except filelock.Timeout as error:
+        raise TimeoutError(
+            f"{where}: another process has been writing to {path} for {LOCK_SECONDS:g} s; wait for "
+            "it, or end it, and try again."
+        ) from error
+
+
+def _settle(learnwares: Path) -> None:
+    """Put back a learnware whose replacement did not arrive, and delete what else was left."""
+    for name in os.listdir(learnwares):
+        entry = learnwares / name
+        if name.startswith(OLD) and not os.path.lexists(learnwares / name.removeprefix(OLD)):
+            entry.rename(learnwares / name.removeprefix(OLD))
+            _sync(learnwares)
+        elif name.startswith((NEW, OLD, GONE)):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    for stray in learnwares.parent.glob(".dock.json.*"):
+        stray.unlink()
+
+
+def _write_file(file: Path, data: bytes, *, where: str) -> None:
+    """Write under a temporary name, flush to the disk, rename."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{where}: could not write {len(data)} bytes ({error.strerror}); what was there before "
+            "is unchanged. Free space or choose another place",
+            str(file),
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(file.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

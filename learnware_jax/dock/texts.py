@@ -1,0 +1,176 @@
+"""Texts of a file: JSON lines, JSON, CSV, TSV, Parquet, or plain text with one text a line."""
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+# The input of a task under the names that published data sets give it, likeliest first.
+TEXT_COLUMNS = (
+    *("text", "sentence", "question", "query", "problem", "content", "prompt", "input"),
+    *("document", "passage", "news", "title", "headline"),
+)
+
+
+def read_file(path: str | Path, *, column: str | None = None) -> list[str]:
+    """Non-blank texts of a file in file order, runs of white space made one blank.
+
+    The ending chooses the format; an unknown one is read as plain text. In a file with columns,
+    `column` names the text (`a+b`: columns a and b, joined by a blank); by default it is the
+    first column named in TEXT_COLUMNS, else the one whose strings are longest. ValueError or
+    FileNotFoundError says what is wrong with a file that holds no texts.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"read_file: {path} is a folder; name one file in it.")
+    if not path.exists():
+        raise FileNotFoundError(f"read_file: there is no file {path}.")
+    suffix = path.suffix.lower()
+    rows = _parquet_rows(path) if suffix == ".parquet" else _rows(path, suffix)
+    if rows and isinstance(rows[0], dict):
+        texts = _join_columns(path, rows, column)
+    elif column is not None:
+        raise ValueError(
+            f"read_file: {path} has no columns, {column!r} was asked for; leave the column out."
+        )
+    else:
+        texts = rows
+    texts = [clean for text in texts if (clean := " ".join(text.split()))]
+    if not texts:
+        raise ValueError(f"read_file: {path} holds no text: every line or cell is blank.")
+    return texts
+
+
+def sample(texts: Sequence[str], limit: int | None) -> list[str]:
+    """At most `limit` of the texts, chosen by their hash, in their order.
+
+    The choice depends neither on the order nor on a seed, and a smaller sample lies in a larger.
+    """
+    if limit is None or len(texts) <= limit:
+        return list(texts)
+    if limit < 1:
+        raise ValueError(f"sample: limit is {limit}, wanted at least 1.")
+    kept = sorted(range(len(texts)), key=lambda i: (digest("sample", texts[i]), i))[:limit]
+    return [texts[i] for i in sorted(kept)]
+
+
+def digest(key: str, text: str) -> bytes:
+    """32 bytes that look random, fixed by the key and the text on every machine."""
+    return hashlib.sha256(f"{key}\0{text}".encode()).digest()
+
+
+def _rows(path: Path, suffix: str) -> list[dict] | list[str]:
+    content = _decode(path)
+    if suffix in (".csv", ".tsv"):
+        return _table_rows(path, content, "\t" if suffix == ".tsv" else ",")
+    if suffix == ".json":
+        return _records(path, [(1, content)]) if content.strip() else []
+    if suffix == ".jsonl":
+        lines = enumerate(content.split("\n"), 1)
+        return _records(path, [(i, line) for i, line in lines if line.strip()])
+    return content.splitlines()
+
+
+def _records(path: Path, documents: list[tuple[int, str]]) -> list[dict] | list[str]:
+    """Rows out of JSON documents, each given with its line: all objects, or all strings."""
+    rows = []
+    for line, document in documents:
+        try:
+            row = json.loads(document)
+        except ValueError as error:
+            raise ValueError(f"read_file: {path} line {line} is no valid JSON: {error}.") from None
+        rows.extend(row if isinstance(row, list) and len(documents) == 1 else [row])
+    kinds = {type(row) for row in rows}
+    if not (kinds <= {dict} or kinds <= {str}):
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(
+            f"read_file: {path} holds JSON rows of type {names}; wanted objects or strings."
+        )
+    return rows
+
+
+def _table_rows(path: Path, content: str, separator: str) -> list[dict]:
+    import pandas
+
+    try:
+        # Cells are texts: "NA" and "null" are words here, and numbers stay as they are written.
+        table = pandas.read_csv(
+            io.StringIO(content), sep=separator, dtype=str, keep_default_na=False
+        )
+    except pandas.errors.EmptyDataError:
+        return []
+    except pandas.errors.ParserError as error:
+        raise ValueError(f"read_file: {path} is no valid table: {error}.") from None
+    return table.to_dict("records")
+
+
+def _parquet_rows(path: Path) -> list[dict]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"read_file: {path} is no valid Parquet file: {error}.") from None
+
+
+def _decode(path: Path) -> str:
+    data = path.read_bytes()
+    if b"\0" in data:
+        raise ValueError(
+            f"read_file: {path} is a binary file; wanted text in UTF-8 ({', '.join(SUFFIXES)})."
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"read_file: {path} is not UTF-8: byte 0x{data[error.start]:02x} at offset "
+            f"{error.start} (line {line}); convert it, e.g. `iconv -f latin1 -t utf-8`."
+        ) from None
+
+
+def _join_columns(path: Path, rows: list[dict], column: str | None) -> list[str]:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if column is None:
+        names = [_text_column(path, rows, columns)]
+        logger.info("read_file: %s: the texts are column %r", path, names[0])
+    else:
+        names = [column] if column in columns else column.split("+")
+    for name in names:
+        if name not in columns:
+            raise ValueError(f"read_file: {path} has no column {name!r}; it has {_list(columns)}.")
+        for i, row in enumerate(rows):
+            if not isinstance(row.get(name), str | None):
+                raise ValueError(
+                    f"read_file: column {name!r} of {path} holds a {type(row[name]).__name__} in "
+                    f"row {i + 1}, wanted texts; the columns are {_list(columns)}."
+                )
+    return [" ".join(row.get(name) or "" for name in names) for row in rows]
+
+
+def _text_column(path: Path, rows: list[dict], columns: list[str]) -> str:
+    lengths = {}
+    for name in columns:
+        cells = [row[name] for row in rows if row.get(name) is not None]
+        if cells and all(isinstance(cell, str) for cell in cells):
+            lengths[name] = sum(map(len, cells))
+    if not lengths:
+        raise ValueError(
+            f"read_file: {path} has no column of plain strings; it has {_list(columns)}. "
+            f"Write the texts to a file with one text a line."
+        )
+    for wanted in TEXT_COLUMNS:
+        for name in lengths:
+            if name.lower() == wanted:
+                return name
+    return max(lengths, key=lengths.get)
+
+
+def _list(columns: list) -> str:
+    return ", ".join(str(name) for name in columns)

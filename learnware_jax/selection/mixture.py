@@ -1,0 +1,102 @@
+"""Users whose task is a mixture of several learnwares' tasks (the instance-recurrent case).
+
+Reference: Wu, Xu, Liu and Zhou, arXiv 2001.07135.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from learnware_jax.selection.pool import Pool, members
+from learnware_jax.selection.ranking import cross_deficits
+from learnware_jax.specification.rkme import RKME, self_deficit
+from learnware_jax.specification.simplex import solve_simplex
+
+
+class Mixture(NamedTuple):
+    """A convex combination of learnwares' embeddings that is close to a user's."""
+
+    ids: tuple[str, ...]  # heaviest first
+    weights: Float[np.ndarray, " k"]  # positive, sum to one
+    squared_mmd: float  # between the mixture and the user's specification, biased
+    gap: float  # certified excess of squared_mmd / 2 over its minimum for these learnwares
+
+
+def _gram_rows(pool: Pool, index: Sequence[int]) -> Float[np.ndarray, "k M"]:
+    """<mu_i, mu_j> of learnwares i in `index` and all j. One for the constant that deficits lack:
+    on the simplex it cancels, and the matrix is positive with it."""
+    return 1 + cross_deficits(members(pool, index), pool)
+
+
+def _self_inner(user: RKME, pool: Pool) -> float:
+    with jax.enable_x64(True):
+        return 1 + float(self_deficit(user, pool.kernel))
+
+
+def _mixture(pool, index, gram, c, own) -> Mixture:
+    solution = solve_simplex((gram + gram.T) / 2, c)
+    weights = np.asarray(solution.beta)
+    order = [i for i in np.argsort(-weights, kind="stable") if weights[i] > 0]
+    return Mixture(
+        ids=tuple(pool.ids[index[i]] for i in order),
+        weights=weights[order],
+        squared_mmd=float(weights @ gram @ weights - 2 * c @ weights + own),
+        gap=float(solution.gap),
+    )
+
+
+def mixture_weights(user: RKME, pool: Pool, *, candidates: Sequence[int] | None = None) -> Mixture:
+    """The mixture closest to the user: w on the simplex with the least |sum_l w_l mu_l - mu_u|^2.
+
+    Solved to a certified gap on the Gram matrix of the candidates' embeddings; `candidates` are
+    positions in pool.ids, by default all (a pool of M costs M rankings). Learnwares that are nearly
+    the same share their weight in no particular way: read the weights of such a group together.
+    """
+    index = list(range(len(pool.ids)) if candidates is None else candidates)
+    gram = _gram_rows(pool, index)[:, index]
+    c = 1 + cross_deficits([user], pool)[0, index]
+    return _mixture(pool, index, gram, c, _self_inner(user, pool))
+
+
+def greedy_mixture(
+    user: RKME, pool: Pool, *, max_size: int = 5, tolerance: float = 0.05
+) -> Mixture:
+    """A mixture of few learnwares, found by adding one at a time.
+
+    Each round adds the learnware towards which the best step lowers the squared MMD most, then fits
+    all weights anew; it stops at `max_size`, or when a round lowers the squared MMD by less than
+    the fraction `tolerance`. One ranking of the pool a round.
+    """
+    if max_size < 1 or not 0 <= tolerance < 1:
+        raise ValueError(
+            f"greedy_mixture: got max_size={max_size}, tolerance={tolerance}; want max_size >= 1 "
+            "and a tolerance in [0, 1)."
+        )
+    c = 1 + cross_deficits([user], pool)[0]
+    own = _self_inner(user, pool)
+    # self_term is unbiased; a mixture is of the embeddings as they are.
+    shrink = np.where(pool.n > 1, (pool.n - 1) / np.maximum(pool.n, 1), 1.0)
+    diagonal = 1 + (pool.self_term * shrink)[: len(pool.ids)]
+    index = [int(np.argmin(diagonal - 2 * c))]
+    rows = _gram_rows(pool, index)
+    best = _mixture(pool, index, rows[:, index], c[index], own)
+    while len(index) < min(max_size, len(pool.ids)):
+        weights = dict(zip(best.ids, best.weights, strict=True))
+        w = np.array([weights.get(pool.ids[i], 0.0) for i in index])
+        towards = w @ rows  # <mixture, mu_l> of every l
+        norm = w @ towards[index]
+        slope = (c - towards) - (c[index] @ w - norm)
+        length = np.maximum(diagonal - 2 * towards + norm, 1e-12)
+        step = np.clip(slope / length, 0, 1)
+        gain = step * (2 * slope - step * length)
+        gain[index] = -np.inf
+        index = [*index, int(np.argmax(gain))]
+        rows = np.concatenate([rows, _gram_rows(pool, index[-1:])])
+        wider = _mixture(pool, index, rows[:, index], c[index], own)
+        if wider.squared_mmd > (1 - tolerance) * best.squared_mmd:
+            break
+        best = wider
+    return best

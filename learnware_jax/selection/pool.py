@@ -1,0 +1,155 @@
+"""A pool: the specifications of many learnwares, stacked and padded so that one program ranks them.
+
+Padding has weight zero. The capacity doubles when it is used up, so adding a learnware seldom
+changes a shape, and a compiled ranking keeps serving a growing pool.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from learnware_jax.specification.kernels import Kernel
+from learnware_jax.specification.rkme import RKME, check_rkme, self_deficit, unbias
+
+_SMALLEST_CAPACITY = 16
+
+
+class Pool(NamedTuple):
+    """Up to C specifications of at most m points each; the first len(ids) rows are in use."""
+
+    kernel: Kernel
+    center: Float[Array, " d"]  # subtracted from every point, against cancellation in distances
+    z: Float[Array, "C m d"]  # float32, centred
+    z_squared: Float[Array, "C m"]  # |z|^2 of the centred points
+    beta: Float[Array, "C m"]  # float32
+    self_term: Float[np.ndarray, " C"]  # float64: unbiased sum_ij beta_i beta_j deficit
+    n: np.ndarray  # (C,) int: rows behind each specification
+    residual: Float[np.ndarray, " C"]  # float64: squared MMD lost by compression
+    ids: tuple[str, ...]
+
+
+def stack(
+    specs: Sequence[RKME], points: int | None = None
+) -> tuple[Float[np.ndarray, "q m d"], Float[np.ndarray, "q m"]]:
+    """Points and weights of several specifications, padded to one size with weight zero.
+
+    `points` is that size; by default the largest of `specs`.
+    """
+    size = max(len(spec.beta) for spec in specs) if points is None else points
+    z = np.zeros((len(specs), size, np.shape(specs[0].z)[1]), np.float32)
+    beta = np.zeros((len(specs), size), np.float64)
+    for i, spec in enumerate(specs):
+        z[i, : len(spec.beta)], beta[i, : len(spec.beta)] = spec.z, spec.beta
+        # A padding point far from the rest would cost digits: repeat a real one.
+        z[i, len(spec.beta) :] = spec.z[0]
+    return z, beta
+
+
+def _rows(specs, n, residual, ids, kernel, center, points):
+    """Everything that a pool keeps of some learnwares, as NumPy arrays without spare capacity."""
+    z, beta = stack(specs, points)
+    with jax.enable_x64(True):
+        selves = [
+            unbias(float(self_deficit(RKME(*rows), kernel)), count)
+            for rows, count in zip(zip(z, beta, strict=True), n, strict=True)
+        ]
+    z = z - center
+    return z, (z.astype(np.float64) ** 2).sum(-1), beta, selves, list(n), list(residual), ids
+
+
+def build_pool(
+    specs: Sequence[RKME],
+    kernel: Kernel,
+    *,
+    ids: Sequence[str],
+    n: Sequence[int],
+    residual: Sequence[float],
+) -> Pool:
+    """A pool of these learnwares.
+
+    Arguments:
+      specs: their reduced sets, weights on the simplex.
+      ids: their names, all different.
+      n: the number of rows that each specification was made from (for unbiased self terms).
+      residual: the squared MMD between those rows and the reduced set.
+
+    Raises ValueError for no learnware, lists of different length, a repeated id, a specification
+    that `check_rkme` refuses, or points of different dimension.
+    """
+    if not len(specs):
+        raise ValueError("build_pool: got no specification; want at least one.")
+    center = np.einsum("m,md->d", specs[0].beta, specs[0].z).astype(np.float32)
+    empty = Pool(
+        kernel=kernel,
+        center=center,
+        z=np.zeros((0, 0, len(center)), np.float32),
+        z_squared=np.zeros((0, 0), np.float32),
+        beta=np.zeros((0, 0), np.float32),
+        self_term=np.zeros(0),
+        n=np.zeros(0, np.int64),
+        residual=np.zeros(0),
+        ids=(),
+    )
+    return extend(empty, specs, ids=ids, n=n, residual=residual)
+
+
+def extend(
+    pool: Pool,
+    specs: Sequence[RKME],
+    *,
+    ids: Sequence[str],
+    n: Sequence[int],
+    residual: Sequence[float],
+) -> Pool:
+    """The pool with more learnwares at its end; arguments and errors as in `build_pool`."""
+    if not len(specs) == len(ids) == len(n) == len(residual):
+        raise ValueError(
+            f"pool: got {len(specs)} specifications, {len(ids)} ids, {len(n)} n and "
+            f"{len(residual)} residuals; want one of each a learnware."
+        )
+    all_ids = (*pool.ids, *ids)
+    if len(set(all_ids)) != len(all_ids):
+        repeated = sorted({i for i in all_ids if all_ids.count(i) > 1})
+        raise ValueError(f"pool: ids {repeated} occur twice; remove one of each or rename it.")
+    for name, spec in zip(ids, specs, strict=True):
+        check_rkme(spec, where=f"pool: {name}")
+        if np.shape(spec.z)[1] != len(pool.center):
+            raise ValueError(
+                f"pool: {name} has dimension {np.shape(spec.z)[1]}, the others "
+                f"{len(pool.center)}; embed all of them with one encoder."
+            )
+    count = len(pool.ids)
+    points = max(pool.z.shape[1], *(len(spec.beta) for spec in specs))
+    capacity = max(_SMALLEST_CAPACITY, len(pool.z))
+    while capacity < len(all_ids):
+        capacity *= 2
+    *arrays, ids = _rows(specs, n, residual, ids, pool.kernel, pool.center, points)
+
+    def grown(old, new, fill=0):
+        shape = (capacity, *((points,) if old.ndim > 1 else ()), *old.shape[2:])
+        out = np.full(shape, fill, old.dtype)
+        out[(slice(count), *(slice(s) for s in old.shape[1:]))] = old[:count]
+        out[count : len(all_ids)] = new
+        return out
+
+    old = (pool.z, pool.z_squared, pool.beta, pool.self_term, pool.n, pool.residual)
+    new = [grown(np.asarray(a), b) for a, b in zip(old, arrays, strict=True)]
+    return pool._replace(
+        z=jnp.asarray(new[0]),
+        z_squared=jnp.asarray(new[1]),
+        beta=jnp.asarray(new[2]),
+        self_term=new[3],
+        n=new[4],
+        residual=new[5],
+        ids=all_ids,
+    )
+
+
+def members(pool: Pool, index: Sequence[int] | None = None) -> list[RKME]:
+    """The specifications in a pool (at positions `index`, by default all), points put back."""
+    index = range(len(pool.ids)) if index is None else index
+    return [RKME(np.asarray(pool.z[i]) + pool.center, np.asarray(pool.beta[i])) for i in index]

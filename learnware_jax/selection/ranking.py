@@ -1,0 +1,120 @@
+"""Ranking: the distance from users to every learnware of a pool, in one jitted, chunked program."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from learnware_jax.selection.pool import Pool, stack
+from learnware_jax.specification.rkme import RKME, check_rkme, self_deficit, unbias
+
+# Bytes of kernel values in flight: they should stay in the cache that two cores share.
+_CHUNK_BYTES = 4 << 20
+# float32 sums of this many terms keep the last digit; longer ones go on in float64.
+_SHORT_SUM = 16
+
+
+class Ranking(NamedTuple):
+    """The closest learnwares of each user, closest first."""
+
+    index: Int[np.ndarray, "q k"]  # positions in pool.ids
+    distance: Float[np.ndarray, "q k"]  # unbiased squared MMD, float64
+
+
+@jax.jit
+def _cross_deficits(kernel, z, z_squared, beta, users, weights):
+    """sum_ij weights_i beta_j deficit(|u_i - z_j|^2) for users (Q, K, d), 16 | K, pool (C, m, d).
+
+    One matrix product a chunk of the pool, then the kernel and its weighted sum while the chunk is
+    in cache. Users' points are the rows: the products come out with the pool along the lanes.
+    """
+    (capacity, m, d), (q, k, _) = z.shape, users.shape
+    chunk = max(1, min(capacity, _CHUNK_BYTES // (4 * q * k * m)))
+    rows = users.reshape(q * k, d)
+    rows_squared = (rows * rows).sum(1)
+
+    def body(out, i):
+        start = jnp.minimum(i * chunk, capacity - chunk)
+        points, squared, b = (
+            jax.lax.dynamic_slice_in_dim(a, start, chunk) for a in (z, z_squared, beta)
+        )
+        cross = jnp.matmul(rows, points.reshape(-1, d).T, precision=jax.lax.Precision.HIGHEST)
+        t = jnp.maximum(rows_squared[:, None] + squared.reshape(-1) - 2 * cross, 0.0)
+        terms = kernel.deficit(t).reshape(q, k, -1) * weights[:, :, None]
+        short = terms.reshape(q, -1, _SHORT_SUM, chunk * m).sum(2)
+        sums = short.astype(jnp.float64).sum(1).reshape(q, chunk, m)
+        part = (sums * b).sum(2)
+        return jax.lax.dynamic_update_slice_in_dim(out, part, start, 1), None
+
+    steps = jnp.arange(-(-capacity // chunk))
+    return jax.lax.scan(body, jnp.zeros((q, capacity), jnp.float64), steps)[0]
+
+
+def cross_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, "q M"]:
+    """<mu_u, mu_l> of every user and learnware, without the constant part of the kernel.
+
+    sum_ij a_i b_j deficit(|u_i - z_j|^2), float64 from float32 products. Raises as `distances`.
+    """
+    for i, user in enumerate(users):
+        check_rkme(user, where=f"rank: user {i}")
+        if np.shape(user.z)[1] != len(pool.center):
+            raise ValueError(
+                f"rank: user {i} has dimension {np.shape(user.z)[1]}, the pool has "
+                f"{len(pool.center)}; embed both with one encoder."
+            )
+    # Sizes in steps of the short sum: fewer shapes to compile, and whole sums.
+    points = max(len(user.beta) for user in users)
+    z, beta = stack(users, -(-points // _SHORT_SUM) * _SHORT_SUM)
+    with jax.enable_x64(True):
+        weights = jnp.asarray(beta, jnp.float32)
+        cross = _cross_deficits(
+            pool.kernel,
+            pool.z,
+            pool.z_squared,
+            pool.beta,
+            jnp.asarray(z - pool.center),
+            weights,
+        )
+    return np.asarray(cross)[:, : len(pool.ids)]
+
+
+def distances(users: Sequence[RKME], pool: Pool, *, n: Sequence[int]) -> Float[np.ndarray, "q M"]:
+    """Unbiased squared MMD between every user and every learnware of the pool, float64.
+
+    Arguments:
+      users: specifications (or whole samples, `from_rows`) of any sizes, weights on the simplex.
+      n: rows behind each user's specification. With n = 1 the user's own term cannot be unbiased;
+        it is the same for all learnwares, so their order stands.
+
+    Never clipped or rooted: unbiased estimates are negative half the time for equal distributions.
+    Raises ValueError for no user, users that `check_rkme` refuses or of another dimension than the
+    pool, or another number of n than of users.
+    """
+    if not len(users) or len(n) != len(users):
+        raise ValueError(
+            f"rank: got {len(users)} users and {len(n)} n; want at least one user and one n each."
+        )
+    cross = cross_deficits(users, pool)
+    with jax.enable_x64(True):
+        own = [
+            unbias(float(self_deficit(user, pool.kernel)), rows)
+            for user, rows in zip(users, n, strict=True)
+        ]
+    return np.asarray(own)[:, None] + pool.self_term[: len(pool.ids)] - 2 * cross
+
+
+def rank(
+    users: Sequence[RKME], pool: Pool, *, n: Sequence[int], top_k: int | None = None
+) -> Ranking:
+    """The `top_k` closest learnwares (default: all) of every user, by `distances`.
+
+    Equal distances keep the order of the pool. ValueError also for top_k < 1.
+    """
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"rank: got top_k={top_k}; want at least 1.")
+    distance = distances(users, pool, n=n)
+    index = np.argsort(distance, axis=1, kind="stable")[:, :top_k]
+    return Ranking(index, np.take_along_axis(distance, index, axis=1))

@@ -1,0 +1,335 @@
+"""Reduced-set compression: n embedded rows to m weighted points with nearly the same embedding.
+
+    minimise over z and beta   J = |(1/n) sum_i k(x_i, .) - sum_j beta_j k(z_j, .)|^2
+
+with beta on the simplex. The default is a Gauss-Newton method in the RKHS with beta eliminated
+(variable projection, Golub and Pereyra 1973; Kaufman's approximation, 1975): each step makes one
+pass over the rows, and everything else costs O(m^2 d). Random rows, k-means and herding stand
+behind the same signature as baselines; of these, random rows and herding publish real rows.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float, PRNGKeyArray
+
+from learnware_jax.specification.herding import herd_indices
+from learnware_jax.specification.kernels import (
+    Kernel,
+    deficit_inner,
+    deficit_sums,
+    scan_blocks,
+    squared_distances,
+)
+from learnware_jax.specification.rkme import RKME, check_rows, on_sphere
+from learnware_jax.specification.simplex import duality_gap, interior_point, solve_simplex
+
+# Gauss-Newton gains nothing from more rows than this (2% at 200,000); weights still see all.
+_FIT_ROWS = 32768
+# Up to this many rows the residual is exact; beyond, pairs of so many give it to about a tenth.
+_RESIDUAL_ROWS = 16384
+_HERDING_CANDIDATES = 10_000
+_BLOCK = 4096
+
+
+class Reduced(NamedTuple):
+    """A reduced set and how well it does."""
+
+    spec: RKME  # z (m, d) float32, beta (m,) float64 on the simplex
+    n: int  # rows of the full sample
+    residual: float  # squared MMD between the full sample and spec
+    gap: float  # certified excess of the weights' objective b'Kb/2 - c'b over its minimum
+    iterations: int  # accepted Gauss-Newton steps (or k-means rounds); 0 where nothing iterates
+
+
+def _offsets(kernel, z):
+    """The parts of k(z_i, z_j) and c(z_i) that the deficits leave out, up to a constant in c."""
+    square = (z * z).sum(1)
+    return kernel.offset(square[:, None], square[None, :]), kernel.offset(square, 0.0)
+
+
+def _data_pass(kernel, z, x, weights):
+    """Over all rows: sum_x w deficit, sum_x w slope and sum_x w slope x, for every point z."""
+    z = z.astype(x.dtype)
+    center = z.mean(0)
+
+    def body(rows, w):
+        t = squared_distances(z, rows, center)
+        slope = kernel.slope(t) * w
+        pull = jnp.matmul(slope, rows, precision=jax.lax.Precision.HIGHEST)
+        return kernel.deficit(t) @ w, slope.sum(1), pull
+
+    zero = jnp.zeros(len(z), jnp.float64)
+    return scan_blocks(body, (zero, zero, jnp.zeros(z.shape, jnp.float64)), x, weights, _BLOCK)
+
+
+def _model_step(kernel, z, beta, k_slope, k_curvature, k, gradient, damping, tangent):
+    """The damped Gauss-Newton step: at most 15 conjugate-gradient steps on (A + D) v = -gradient.
+
+    With delta = z_i - z_j, the metric of the features is d_i d_j k = -2 slope I - 4 curvature
+    delta delta'; A is that metric weighted by beta, minus what a change of beta could do as well.
+    """
+    # The direction need not be exact, and float64 products are slow on accelerators.
+    z, beta, k, k_slope, k_curvature, gradient = (
+        a.astype(jnp.float32) for a in (z, beta, k, k_slope, k_curvature, gradient)
+    )
+    damping = damping.astype(jnp.float32)
+    matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    # 1e-4 of ridge: neighbouring points make k nearly singular.
+    factor = jax.scipy.linalg.cho_factor(k + 1e-4 * jnp.eye(len(k), dtype=k.dtype))
+    diagonal = (-2 * jnp.diagonal(k_slope) * beta**2)[:, None]
+
+    def metric(v):
+        v = tangent(v)
+        along = matmul(z, v.T) - (z * v).sum(1)  # (z_i - z_j) . v_j
+        bent = k_curvature * beta * along
+        move = -2 * matmul(k_slope, beta[:, None] * v)
+        move = move - 4 * (z * bent.sum(1)[:, None] - matmul(bent, z))
+        refit = jax.scipy.linalg.cho_solve(factor, -2 * (k_slope * along) @ beta)
+        move = move - 2 * (z * (k_slope @ refit)[:, None] - matmul(k_slope, refit[:, None] * z))
+        return tangent(beta[:, None] * move) + damping * diagonal * v
+
+    step, _ = jax.scipy.sparse.linalg.cg(
+        metric, -gradient, maxiter=15, tol=1e-3, M=lambda v: v / diagonal
+    )
+    return tangent(step)
+
+
+@partial(jax.jit, static_argnames=("steps", "sphere"))
+@partial(jax.vmap, in_axes=(0, 0, 0, None, None, None))
+def _gauss_newton(z, x, weights, kernel, steps, sphere):
+    """Points after `steps` Levenberg-Marquardt steps from z, and how many of them were accepted."""
+    m = len(z)
+
+    def evaluate(z):
+        sums = _data_pass(kernel, z, x, weights)
+        t = squared_distances(z, z)
+        k_offset, c_offset = _offsets(kernel, z)
+        k = kernel.deficit(t) + k_offset
+        beta = interior_point(k, sums[0] + c_offset, iterations=14).beta
+        objective = beta @ kernel.deficit(t) @ beta - 2 * beta @ sums[0]
+        return z, sums, t, k, beta, objective
+
+    def step(state, _):
+        (z, (_, x_slope, x_pull), t, k, beta, objective), damping, accepted = state
+
+        def tangent(v):
+            return v - (v * z).sum(1, keepdims=True).astype(v.dtype) * z.astype(v.dtype)
+
+        if not sphere:
+            tangent = lambda v: v  # noqa: E731
+        # A point whose weight vanishes would never move again: give each at least a share.
+        b = jnp.maximum(beta, 0.2 / m)
+        k_slope, k_curvature = kernel.slope(t), kernel.curvature(t)
+        z_slope = k_slope @ beta
+        z_pull = k_slope @ (beta[:, None] * z)
+        gradient = (
+            2 * b[:, None] * ((z * z_slope[:, None] - z_pull) - (z * x_slope[:, None] - x_pull))
+        )
+        move = _model_step(
+            kernel, z, b, k_slope, k_curvature, k, tangent(gradient), damping, tangent
+        )
+        moved = z + move
+        if sphere:
+            moved = moved / jnp.linalg.norm(moved, axis=1, keepdims=True)
+        trial = evaluate(moved)
+        better = trial[-1] < objective
+        kept = jax.tree.map(lambda a, b: jnp.where(better, a, b), trial, state[0])
+        damping = jnp.where(better, 0.4 * damping, 5 * damping)
+        return (kept, damping, accepted + better), None
+
+    start = (evaluate(z.astype(jnp.float64)), jnp.asarray(1e-2, jnp.float64), jnp.zeros((), int))
+    ((z, *_), _, accepted), _ = jax.lax.scan(step, start, None, length=steps)
+    return z.astype(jnp.float32), accepted
+
+
+def _pad_length(n: int) -> int:
+    """n rounded up by at most 1/8, so that few different shapes are compiled."""
+    step = max(64, 1 << max(0, (n - 1).bit_length() - 4))
+    return -(-n // step) * step
+
+
+def _padded(x, length: int):
+    """Rows of x as float32, padded to `length`, and weights: 1 for rows, 0 for padding."""
+    rows = np.zeros((length, x.shape[1]), np.float32)
+    rows[: len(x)] = x
+    return rows, (np.arange(length) < len(x)).astype(np.float32)
+
+
+def _mean_deficits(kernel, z, x):
+    """(1/n) sum_x deficit(|z_i - x|^2) over a host array of any length, piece by piece."""
+    piece = min(_pad_length(len(x)), 16 * _BLOCK)
+    total = np.zeros(len(z))
+    for start in range(0, len(x), piece):
+        rows, weights = _padded(x[start : start + piece], piece)
+        total += np.asarray(deficit_sums(kernel, z, rows, weights, block=_BLOCK))
+    return total / len(x)
+
+
+def _residual(rng, kernel, z, beta, cross, x):
+    """Squared MMD between all rows of x and (z, beta); `cross` = mean deficits of z against x.
+
+    With more than _RESIDUAL_ROWS rows, pairs of rows come from a random subsample: a U-statistic of
+    the kernel centred at the reduced set, whose own term k(x, x) enters exactly.
+    """
+    n, count = len(x), min(len(x), _RESIDUAL_ROWS)
+    sample = x if count == n else x[np.sort(rng.choice(n, count, replace=False))]
+    sample_cross = cross if count == n else _mean_deficits(kernel, z, sample)
+    rows, weights = _padded(sample, _pad_length(count))
+    pairs = float(deficit_inner(kernel, rows, weights, rows, weights)) / count**2
+    if count > 1:
+        pairs *= count / (count - 1)
+    own = float(beta @ np.asarray(kernel.deficit(squared_distances(z, z))) @ beta)
+    distinct = pairs - 2 * beta @ sample_cross + own
+    same = own - 2 * beta @ cross
+    return float((1 - 1 / n) * distinct + same / n)
+
+
+def _start_points(rng, x, m, start, sphere):
+    if start == "rows":
+        return np.asarray(x[np.sort(rng.choice(len(x), m, replace=False))], np.float32)
+    z = rng.standard_normal((m, x.shape[1]), np.float32)
+    if sphere:
+        return z / np.linalg.norm(z, axis=1, keepdims=True)
+    return x.mean(0) + x.std(0) * z
+
+
+def _gauss_newton_points(rngs, samples, m, kernel, start, steps):
+    """Points for a group of samples that have the same m, in one compiled call."""
+    fits = [
+        x if len(x) <= _FIT_ROWS else x[np.sort(rng.choice(len(x), _FIT_ROWS, replace=False))]
+        for rng, x in zip(rngs, samples, strict=True)
+    ]
+    sphere = all(on_sphere(x) for x in fits)
+    z = np.stack([_start_points(r, x, m, start, sphere) for r, x in zip(rngs, fits, strict=True)])
+    length = _pad_length(max(len(x) for x in fits))
+    rows, weights = zip(*(_padded(x, length) for x in fits), strict=True)
+    counts = np.array([[len(x)] for x in fits], np.float32)
+    z, accepted = _gauss_newton(
+        z, np.stack(rows), np.stack(weights) / counts, kernel, steps, sphere
+    )
+    return [(z, None, int(a)) for z, a in zip(np.asarray(z), np.asarray(accepted), strict=True)]
+
+
+def _random_points(rng, x, m, kernel):
+    return _start_points(rng, x, m, "rows", False), None, 0
+
+
+def _kmeans_points(rng, x, m, kernel):
+    from sklearn.cluster import KMeans
+
+    seed = int(rng.integers(2**31))
+    fit = KMeans(m, n_init=1, max_iter=100, random_state=seed).fit(np.asarray(x, np.float32))
+    return fit.cluster_centers_.astype(np.float32), None, fit.n_iter_
+
+
+def _herding_points(rng, x, m, kernel):
+    if len(x) > _HERDING_CANDIDATES:
+        candidates = x[np.sort(rng.choice(len(x), _HERDING_CANDIDATES, replace=False))]
+    else:
+        candidates = x
+    candidates = np.asarray(candidates, np.float32)
+    square = (candidates.astype(np.float64) ** 2).sum(1)
+    c = _mean_deficits(kernel, candidates, x) + kernel.offset(square, 0.0)
+    picks = np.asarray(herd_indices(kernel, jnp.asarray(c), jnp.asarray(candidates), count=m))
+    distinct, counts = np.unique(picks, return_counts=True)
+    return candidates[distinct], counts / m, 0
+
+
+_BASELINES = {"random": _random_points, "kmeans": _kmeans_points, "herding": _herding_points}
+REDUCERS = ("gauss_newton", *_BASELINES)
+
+
+def reduce_many(
+    key: PRNGKeyArray,
+    samples: Sequence[Float[ArrayLike, "n d"]],
+    m: int,
+    kernel: Kernel,
+    *,
+    method: str = "gauss_newton",
+    start: str = "rows",
+    steps: int = 20,
+) -> list[Reduced]:
+    """A reduced set of at most m points for each sample; Gauss-Newton fits all in one vmapped call.
+
+    Arguments:
+      key: every random choice follows from it; same key, same machine, same bits.
+      samples: rows (n_t, d) of each task, n_t free; NumPy arrays, memory-mapped ones included, are
+        read in pieces.
+      m: points; a sample of n <= m rows gets n points.
+      method: "gauss_newton", or a baseline: "random" (rows), "kmeans", "herding" (equal weights).
+        All but herding weigh their points by the simplex QP over all rows.
+      start: where Gauss-Newton starts. "rows": random rows of the sample; with n <= m they are
+        returned as they are. "noise": random directions (off the sphere: Gaussian noise of the
+        sample's mean and variance), which stay further from every row.
+      steps: Gauss-Newton steps, one pass over the rows each.
+
+    Raises ValueError or TypeError for m < 1, an unknown method or start, empty samples, rows that
+    are not finite, or samples of different dimension.
+    """
+    if m < 1 or steps < 0:
+        raise ValueError(f"reduce: got m={m}, steps={steps}; want m >= 1 and steps >= 0.")
+    if method not in REDUCERS or start not in ("rows", "noise"):
+        raise ValueError(
+            f"reduce: got method={method!r}, start={start!r}; want a method of {REDUCERS} and a "
+            "start of ('rows', 'noise')."
+        )
+    samples = [check_rows(x, where=f"reduce: sample {i}") for i, x in enumerate(samples)]
+    dimensions = sorted({x.shape[1] for x in samples})
+    if len(dimensions) > 1:
+        raise ValueError(
+            f"reduce: samples have dimensions {dimensions}; embed all of them with one encoder."
+        )
+    seeds = np.random.SeedSequence(np.asarray(jax.random.key_data(key)).tolist())
+    rngs = [np.random.default_rng(s) for s in seeds.spawn(len(samples))]
+    points = [None] * len(samples)
+    with jax.enable_x64(True):
+        groups = {}
+        for i, x in enumerate(samples):
+            if len(x) < m:
+                logging.info("reduce: sample %d has %d rows, so it gets as many points.", i, len(x))
+            if len(x) <= m and start == "rows" and method == "gauss_newton":
+                points[i] = np.asarray(x, np.float32), np.full(len(x), 1 / len(x)), 0
+            elif method == "gauss_newton":
+                groups.setdefault(min(m, len(x)), []).append(i)
+            else:
+                points[i] = _BASELINES[method](rngs[i], x, min(m, len(x)), kernel)
+        for size, members in groups.items():
+            fitted = _gauss_newton_points(
+                [rngs[i] for i in members],
+                [samples[i] for i in members],
+                size,
+                kernel,
+                start,
+                steps,
+            )
+            for i, result in zip(members, fitted, strict=True):
+                points[i] = result
+        return [_weigh(rng, kernel, x, *p) for rng, x, p in zip(rngs, samples, points, strict=True)]
+
+
+def _weigh(rng, kernel, x, z, beta, iterations):
+    """Weights by QP unless given, the certificate, and the residual."""
+    cross = _mean_deficits(kernel, z, x)
+    k_offset, c_offset = _offsets(kernel, jnp.asarray(z, jnp.float64))
+    k = np.asarray(kernel.deficit(squared_distances(*2 * [jnp.asarray(z, jnp.float64)])) + k_offset)
+    c = cross + np.asarray(c_offset)
+    if beta is None:
+        solution = solve_simplex(k, c)
+        beta, gap = np.asarray(solution.beta), float(solution.gap)
+    else:
+        gap = float(duality_gap(jnp.asarray(k), jnp.asarray(c), jnp.asarray(beta)))
+    residual = _residual(rng, kernel, z, beta, cross, x)
+    return Reduced(RKME(z, beta), len(x), residual, gap, iterations)
+
+
+def reduce(
+    key: PRNGKeyArray, x: Float[ArrayLike, "n d"], m: int, kernel: Kernel, **options
+) -> Reduced:
+    """A reduced set of at most m points for one sample; options and errors as in `reduce_many`."""
+    return reduce_many(key, [x], m, kernel, **options)[0]

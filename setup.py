@@ -1,0 +1,44 @@
+"""Package metadata of learnware_jax; tool settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    # pip is named because `dock.materials` runs it to fetch the texts of the tests.
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "ruff>=0.11"],
+    "notebooks": ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"],
+    "interop": ["learnware>=0.4.0.post1", "peft>=0.18"],
+    "parity": ["torch>=2.6", "transformers>=5.17,<6"],
+    "eval": ["lm_eval>=0.4.13"],
+    "bench": ["goodpoints>=0.3"],
+}
+
+setup(
+    name="learnware_jax",
+    version="0.1.0",
+    description="Learnwares in JAX: specifications of what models are for, and docks that rank them",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["learnware_jax", "learnware_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "datasets>=4.0",
+        "filelock>=3.13",
+        "flax>=0.12.8,<0.13",
+        "jax>=0.10.2,<0.13",
+        "jaxtyping>=0.3",
+        "matplotlib>=3.9",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "pandas>=2.2",
+        "pip>=23",
+        "platformdirs>=4",
+        "rich>=13.7",
+        "safetensors>=0.5",
+        "scikit-learn>=1.5",
+        "scipy>=1.13",
+        "tokenizers>=0.21",
+    ],
+    extras_require=EXTRAS,
+)
