@@ -1,5 +1,6 @@
 """From a ranking to a decision: which learnware a user should take, or none of them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np

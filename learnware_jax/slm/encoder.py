@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ class Bert(nnx.Module):
         self.segments = nnx.Embed(config.segments, config.width, rngs=rngs)
         self.norm = _norm(config, rngs)
         stack = nnx.vmap(lambda rngs: Layer(config, dtype, rngs))
-        self.layers = stack(rngs.fork(split=config.layers))
+        self.layers = stack(rngs.split(config.layers))
 
     def __call__(self, ids: Int[Array, "b t"], lengths: Int[Array, " b"]) -> Float[Array, "b d"]:
         """Mean over the first `lengths` tokens of every row of `ids`, scaled to unit norm."""
@@ -233,7 +233,7 @@ def _read_params(tensors: dict[str, np.ndarray], config: Config, folder: Path) -
 
 def embed(
     encoder: Encoder,
-    texts: Sequence[str],
+    texts: Iterable,  # of str; not said here, for the error below to name what is not
     *,
     max_tokens: int = 256,
     dtype: str = "float32",
@@ -281,7 +281,7 @@ def embed(
     return rows
 
 
-def _checked(texts: Sequence[str]) -> list[str]:
+def _checked(texts: Iterable) -> list[str]:
     if isinstance(texts, str):
         raise TypeError("embed: got one string; want a sequence of texts, [text] for one.")
     texts = list(texts)

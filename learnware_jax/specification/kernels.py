@@ -51,7 +51,7 @@ class MultiGaussian(NamedTuple):
 
     def _mean(self, term, t):
         # A loop, as l is small and l stacked copies of t would multiply the memory of a block.
-        gammas = jnp.asarray(self.gammas)
+        gammas = jnp.asarray(self.gammas, jnp.result_type(float, t))
         return sum(term(gammas[i], t) for i in range(len(gammas))) / len(gammas)
 
     def deficit(self, t):
@@ -154,9 +154,14 @@ def to_dict(kernel: Kernel) -> dict:
     }
 
 
+def _is_positive(value) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < np.finfo(np.float32).max
+
+
 def from_dict(description: dict) -> Kernel:
     """The kernel that `to_dict` described. ValueError for an unknown name or a bad parameter."""
-    if not isinstance(description, dict) or description.get("name") not in KERNELS:
+    if not isinstance(description, dict) or description.get("name") not in list(KERNELS):
         raise ValueError(
             f"kernel: got {description!r}; want a dict whose 'name' is one of {sorted(KERNELS)}."
         )
@@ -166,26 +171,31 @@ def from_dict(description: dict) -> Kernel:
         raise ValueError(
             f"kernel {cls.name}: got parameters {sorted(given)}; want {sorted(cls._fields)}."
         )
-    rank = {"gamma": 0, "gammas": 1}
+    parameters = {}
     for field, value in given.items():
-        try:
-            array = np.asarray(value, np.float64)
-        except (TypeError, ValueError):
-            array = np.array(np.nan)
-        if (
-            array.ndim != rank[field]
-            or not (np.isfinite(array) & (array > 0)).all()
-            or not array.size
+        several = field == "gammas"
+        numbers = value if several and isinstance(value, list) else [value]
+        if not (
+            isinstance(value, list) == several
+            and numbers
+            and all(_is_positive(number) for number in numbers)
         ):
             raise ValueError(
                 f"kernel {cls.name}: got {field}={value!r}; want "
-                f"{'a list of positive numbers' if rank[field] else 'one positive number'}."
+                f"{'a list of positive numbers' if several else 'one positive number'}."
             )
-    return cls(**given)
+        parameters[field] = np.array(value, np.float64) if several else float(value)
+    return cls(**parameters)
+
+
+# Products that cancel against each other: TF32 or bf16 passes would show.
+matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def squared_distances(
-    x: Float[Array, "n d"], y: Float[Array, "m d"], center: Float[Array, " d"] | None = None
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, "m d"],
+    center: Float[ArrayLike, " d"] | None = None,
 ) -> Float[Array, "n m"]:
     """|x_i - y_j|^2 for every pair; what rounding cannot tell from zero is zero.
 
@@ -194,15 +204,15 @@ def squared_distances(
     """
     center = y.mean(0) if center is None else center
     x, y = x - center, y - center
-    # HIGHEST: the products cancel against the squares, so TF32 or bf16 passes would show.
-    cross = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
     squares = (x * x).sum(1)[:, None] + (y * y).sum(1)
-    t = squares - 2 * cross
+    t = squares - 2 * matmul(x, y.T)
     # A kernel with a kink at zero (Laplace) turns 1e-7 of rounding into 3e-4.
     return jnp.where(t > 4 * jnp.finfo(t.dtype).eps * squares, t, 0.0)
 
 
-def gram(kernel: Kernel, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+def gram(
+    kernel: Kernel, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, "m d"]
+) -> Float[Array, "n m"]:
     """k(x_i, y_j) for every pair of rows; for sets small enough that n m numbers may be held."""
     offset = kernel.offset((x * x).sum(1)[:, None], (y * y).sum(1)[None, :])
     return kernel.deficit(squared_distances(x, y)) + offset
@@ -247,16 +257,16 @@ def deficit_sums(
     center = z.mean(0)
 
     def body(rows, w):
-        return kernel.deficit(squared_distances(z, rows, center)) @ w
+        return matmul(kernel.deficit(squared_distances(z, rows, center)), w)
 
     return scan_blocks(body, jnp.zeros(len(z), wide_dtype()), x, weights, block)
 
 
 def mean_embedding(
     kernel: Kernel,
-    z: Float[Array, "m d"],
-    x: Float[Array, "n d"],
-    weights: Float[Array, " n"] | None = None,
+    z: Float[ArrayLike, "m d"],
+    x: Float[ArrayLike, "n d"],
+    weights: Float[ArrayLike, " n"] | None = None,
     *,
     block: int = 2048,
 ) -> Float[Array, " m"]:
@@ -264,13 +274,14 @@ def mean_embedding(
 
     O(n m d) time, O(block m) memory.
     """
-    weights = jnp.full(len(x), 1 / len(x), x.dtype) if weights is None else weights
+    z, x = jnp.asarray(z), jnp.asarray(x)
+    weights = jnp.full(len(x), 1 / len(x), x.dtype) if weights is None else jnp.asarray(weights)
     wide = wide_dtype()
     mass = weights.astype(wide).sum()
-    mean_square = (weights * (x * x).sum(1)).astype(wide).sum()
-    z_square = (z * z).sum(1).astype(wide)
-    # offset is affine in |x|^2, so its weighted sum needs the mean of |x|^2 only.
-    offset = mass * kernel.offset(z_square, mean_square / jnp.where(mass == 0, 1, mass))
+    square = (weights * (x * x).sum(1)).astype(wide).sum()
+    # offset is affine in |x|^2, so its weighted sum needs that of |x|^2 only.
+    slope = kernel.offset(0.0, 1.0) - kernel.offset(0.0, 0.0)
+    offset = mass * kernel.offset((z * z).sum(1).astype(wide), 0.0) + slope * square
     return deficit_sums(kernel, z, x, weights, block=block) + offset
 
 
@@ -287,17 +298,17 @@ def deficit_inner(
     """sum_ij a_i b_j deficit(|x_i - y_j|^2) in tiles of block x block: never an (n, m) array."""
 
     def body(rows, w):
-        return w.astype(wide_dtype()) @ deficit_sums(kernel, rows, y, b, block=block)
+        return matmul(w.astype(wide_dtype()), deficit_sums(kernel, rows, y, b, block=block))
 
     return scan_blocks(body, jnp.zeros((), wide_dtype()), x, a, block)
 
 
-def median_gamma(key: PRNGKeyArray, x: Float[Array, "n d"], *, max_rows: int = 2000) -> float:
+def median_gamma(key: PRNGKeyArray, x: Float[ArrayLike, "n d"], *, max_rows: int = 2000) -> float:
     """The median heuristic 1 / median(|x_i - x_j|^2) over pairs of a random subsample of rows.
 
     Take it once for an encoder, from its own reference corpus, and keep it in the dock:
-    specifications made with different gamma cannot be compared. ValueError when fewer than two
-    rows, or when more than half of the pairs coincide.
+    specifications made with different gamma cannot be compared. ValueError for fewer than two rows,
+    and when half of the pairs or more coincide or are not finite.
     """
     if len(x) < 2:
         raise ValueError(f"median_gamma: got {len(x)} row(s); want at least 2 to have a distance.")
@@ -307,10 +318,10 @@ def median_gamma(key: PRNGKeyArray, x: Float[Array, "n d"], *, max_rows: int = 2
     square = (sample**2).sum(1)
     distances = square[:, None] + square - 2 * sample @ sample.T
     median = np.median(distances[np.triu_indices(len(sample), 1)])
-    if not median > 1e-12:
+    if not 1e-12 * square.mean() < median < np.inf:
         raise ValueError(
-            "median_gamma: more than half of the pairs of rows coincide, so their median distance "
-            "is 0; remove duplicate texts, or give gamma."
+            f"median_gamma: got a median squared distance of {median:.3g}; want a positive number. "
+            "Remove duplicate texts and rows that are not finite, or give gamma."
         )
     # A float32 number, so that float32 and float64 programs mean the same kernel.
     return float(np.float32(1 / median))

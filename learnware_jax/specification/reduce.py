@@ -16,13 +16,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float, PRNGKeyArray
+from jaxtyping import ArrayLike, PRNGKeyArray, Real
 
 from learnware_jax.specification.herding import herd_indices
 from learnware_jax.specification.kernels import (
     Kernel,
     deficit_inner,
     deficit_sums,
+    matmul,
     scan_blocks,
     squared_distances,
 )
@@ -35,6 +36,8 @@ _FIT_ROWS = 32768
 _RESIDUAL_ROWS = 16384
 _HERDING_CANDIDATES = 10_000
 _BLOCK = 4096
+
+logger = logging.getLogger(__name__)
 
 
 class Reduced(NamedTuple):
@@ -61,8 +64,7 @@ def _data_pass(kernel, z, x, weights):
     def body(rows, w):
         t = squared_distances(z, rows, center)
         slope = kernel.slope(t) * w
-        pull = jnp.matmul(slope, rows, precision=jax.lax.Precision.HIGHEST)
-        return kernel.deficit(t) @ w, slope.sum(1), pull
+        return matmul(kernel.deficit(t), w), slope.sum(1), matmul(slope, rows)
 
     zero = jnp.zeros(len(z), jnp.float64)
     return scan_blocks(body, (zero, zero, jnp.zeros(z.shape, jnp.float64)), x, weights, _BLOCK)
@@ -79,7 +81,6 @@ def _model_step(kernel, z, beta, k_slope, k_curvature, k, gradient, damping, tan
         a.astype(jnp.float32) for a in (z, beta, k, k_slope, k_curvature, gradient)
     )
     damping = damping.astype(jnp.float32)
-    matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     # 1e-4 of ridge: neighbouring points make k nearly singular.
     factor = jax.scipy.linalg.cho_factor(k + 1e-4 * jnp.eye(len(k), dtype=k.dtype))
     diagonal = (-2 * jnp.diagonal(k_slope) * beta**2)[:, None]
@@ -90,8 +91,9 @@ def _model_step(kernel, z, beta, k_slope, k_curvature, k, gradient, damping, tan
         bent = k_curvature * beta * along
         move = -2 * matmul(k_slope, beta[:, None] * v)
         move = move - 4 * (z * bent.sum(1)[:, None] - matmul(bent, z))
-        refit = jax.scipy.linalg.cho_solve(factor, -2 * (k_slope * along) @ beta)
-        move = move - 2 * (z * (k_slope @ refit)[:, None] - matmul(k_slope, refit[:, None] * z))
+        refit = jax.scipy.linalg.cho_solve(factor, matmul(-2 * k_slope * along, beta))
+        pull = matmul(k_slope, refit[:, None] * z)
+        move = move - 2 * (z * matmul(k_slope, refit)[:, None] - pull)
         return tangent(beta[:, None] * move) + damping * diagonal * v
 
     step, _ = jax.scipy.sparse.linalg.cg(
@@ -149,15 +151,16 @@ def _gauss_newton(z, x, weights, kernel, steps, sphere):
 
 
 def _pad_length(n: int) -> int:
-    """n rounded up by at most 1/8, so that few different shapes are compiled."""
+    """n rounded up to a multiple of 64, or by at most 1/8: few different shapes are compiled."""
     step = max(64, 1 << max(0, (n - 1).bit_length() - 4))
     return -(-n // step) * step
 
 
 def _padded(x, length: int):
     """Rows of x as float32, padded to `length`, and weights: 1 for rows, 0 for padding."""
-    rows = np.zeros((length, x.shape[1]), np.float32)
-    rows[: len(x)] = x
+    rows = np.empty((length, x.shape[1]), np.float32)
+    # Padding far from the rows would cost digits: repeat one of them.
+    rows[: len(x)], rows[len(x) :] = x, x[0]
     return rows, (np.arange(length) < len(x)).astype(np.float32)
 
 
@@ -247,7 +250,7 @@ REDUCERS = ("gauss_newton", *_BASELINES)
 
 def reduce_many(
     key: PRNGKeyArray,
-    samples: Sequence[Float[ArrayLike, "n d"]],
+    samples: Sequence[Real[ArrayLike, "_ d"]],
     m: int,
     kernel: Kernel,
     *,
@@ -292,7 +295,7 @@ def reduce_many(
         groups = {}
         for i, x in enumerate(samples):
             if len(x) < m:
-                logging.info("reduce: sample %d has %d rows, so it gets as many points.", i, len(x))
+                logger.info("reduce: sample %d has %d rows, so it gets as many points.", i, len(x))
             if len(x) <= m and start == "rows" and method == "gauss_newton":
                 points[i] = np.asarray(x, np.float32), np.full(len(x), 1 / len(x)), 0
             elif method == "gauss_newton":
@@ -329,7 +332,7 @@ def _weigh(rng, kernel, x, z, beta, iterations):
 
 
 def reduce(
-    key: PRNGKeyArray, x: Float[ArrayLike, "n d"], m: int, kernel: Kernel, **options
+    key: PRNGKeyArray, x: Real[ArrayLike, "n d"], m: int, kernel: Kernel, **options
 ) -> Reduced:
     """A reduced set of at most m points for one sample; options and errors as in `reduce_many`."""
     return reduce_many(key, [x], m, kernel, **options)[0]

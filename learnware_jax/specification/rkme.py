@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from learnware_jax.specification.kernels import (
     Kernel,
@@ -20,11 +20,11 @@ from learnware_jax.specification.kernels import (
 class RKME(NamedTuple):
     """The function mu = sum_j beta_j k(z_j, .). A whole sample is one too: its rows, each 1/n."""
 
-    z: Float[Array, "m d"]
-    beta: Float[Array, " m"]
+    z: Float[ArrayLike, "m d"]
+    beta: Float[ArrayLike, " m"]
 
 
-def from_rows(x: Float[Array, "n d"]) -> RKME:
+def from_rows(x: Float[ArrayLike, "n d"]) -> RKME:
     """The empirical mean embedding of all rows: z = x, beta = 1/n."""
     return RKME(x, np.full(len(x), 1 / len(x)))
 
@@ -32,36 +32,38 @@ def from_rows(x: Float[Array, "n d"]) -> RKME:
 def check_rows(x, *, where: str) -> np.ndarray:
     """x as an (n, d) array, unchanged; ValueError or TypeError saying what is wrong with it.
 
-    Empty, not two-dimensional, not numbers, or with rows that are not finite (they are counted and
-    the first is named; nothing is imputed).
+    Empty, not two-dimensional, not numbers, or with rows that are not finite or so large that
+    float32 cannot hold their distances (they are counted and the first is named; nothing is
+    imputed).
     """
     array = np.asarray(x)
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"{where}: got {array.dtype} values; want floating-point rows (n, d).")
+        raise TypeError(
+            f"{where}: got {array.dtype} values; want rows (n, d) of float16, float32 or float64."
+        )
     if array.ndim != 2:
         raise ValueError(f"{where}: got shape {array.shape}; want rows (n, d).")
     if not array.size:
         raise ValueError(f"{where}: got shape {array.shape}; want at least one row and one column.")
-    if array.dtype.kind == "f":
-        # One block at a time: the mask of a memory-mapped file of a million rows would be 400 MB.
-        for start in range(0, len(array), 65536):
-            bad = ~np.isfinite(array[start : start + 65536]).all(1)
-            if bad.any():
-                count = bad.sum() + sum(
-                    (~np.isfinite(array[i : i + 65536]).all(1)).sum()
-                    for i in range(start + 65536, len(array), 65536)
-                )
-                raise ValueError(
-                    f"{where}: {count} of {len(array)} rows hold NaN or infinity, the first is row "
-                    f"{start + int(bad.argmax())}; remove or repair them."
-                )
+    # The norm of a row says it all, and unlike a mask of x it is small: x may be memory-mapped.
+    # Squares of differences reach 4 |x|^2; not less than a limit also holds for NaN.
+    bad = ~(_squared_norms(array) < np.finfo(np.float32).max / 4)
+    if bad.any():
+        raise ValueError(
+            f"{where}: {bad.sum()} of {len(array)} rows hold NaN or infinity or overflow float32, "
+            f"the first is row {bad.argmax()}; remove or repair them."
+        )
     return array
 
 
-def on_sphere(x: Float[Array, "n d"]) -> bool:
+def _squared_norms(x):
+    with np.errstate(over="ignore"):
+        return np.einsum("nd,nd->n", x, x, dtype=np.float32, casting="same_kind")
+
+
+def on_sphere(x: Float[ArrayLike, "n d"]) -> bool:
     """Whether every row has unit norm, as sentence embeddings do (to 1e-3)."""
-    x = np.asarray(x)
-    return bool(np.abs(np.einsum("nd,nd->n", x, x) - 1).max() < 2e-3)
+    return bool(np.abs(_squared_norms(np.asarray(x)) - 1).max() < 2e-3)
 
 
 def check_rkme(spec: RKME, *, signed: bool = False, where: str = "check_rkme") -> RKME:
@@ -88,28 +90,30 @@ def check_rkme(spec: RKME, *, signed: bool = False, where: str = "check_rkme") -
 
 
 def _arrays(spec: RKME):
-    return jnp.asarray(spec.z), jnp.asarray(spec.beta)
+    """z and beta, in float32 at least: float16 is for storage."""
+    arrays = map(jnp.asarray, spec)
+    return tuple(a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in arrays)
 
 
-def _offset(p: RKME, q: RKME, kernel: Kernel) -> Float[Array, ""]:
-    """sum_ij p.beta_i q.beta_j offset(|p.z_i|^2, |q.z_j|^2); the offset is affine in each."""
-    wide = wide_dtype()
+def _moments(spec: RKME):
+    z, beta = _arrays(spec)
+    beta = beta.astype(wide_dtype())
+    return beta.sum(), (beta * (z * z).sum(1)).sum()
 
-    def moments(spec):
-        z, beta = _arrays(spec)
-        beta = beta.astype(wide)
-        return beta.sum(), (beta * (z * z).sum(1)).sum()
 
-    (p_mass, p_square), (q_mass, q_square) = moments(p), moments(q)
+def _affine(kernel: Kernel):
+    """a and b in offset(|x|^2, |y|^2) = a + b (|x|^2 + |y|^2)."""
     at_zero = kernel.offset(0.0, 0.0)
-    unit = kernel.offset(1.0, 0.0) - at_zero
-    return p_mass * q_mass * at_zero + unit * (p_square * q_mass + p_mass * q_square)
+    return at_zero, kernel.offset(1.0, 0.0) - at_zero
 
 
 def inner(p: RKME, q: RKME, kernel: Kernel) -> Float[Array, ""]:
     """<mu_p, mu_q> = sum_ij p.beta_i q.beta_j k(p.z_i, q.z_j)."""
     (x, a), (y, b) = _arrays(p), _arrays(q)
-    return deficit_inner(kernel, x, a, y, b) + _offset(p, q, kernel)
+    (p_mass, p_square), (q_mass, q_square) = _moments(p), _moments(q)
+    constant, unit = _affine(kernel)
+    offset = constant * p_mass * q_mass + unit * (p_square * q_mass + p_mass * q_square)
+    return deficit_inner(kernel, x, a, y, b) + offset
 
 
 def self_deficit(p: RKME, kernel: Kernel) -> Float[Array, ""]:
@@ -126,7 +130,11 @@ def squared_mmd(p: RKME, q: RKME, kernel: Kernel) -> Float[Array, ""]:
     """
     (x, a), (y, b) = _arrays(p), _arrays(q)
     cross = deficit_inner(kernel, x, a, y, b)
-    offset = _offset(p, p, kernel) + _offset(q, q, kernel) - 2 * _offset(p, q, kernel)
+    # The three offset terms, factored: for equal masses they cancel, exactly and before rounding.
+    (p_mass, p_square), (q_mass, q_square) = _moments(p), _moments(q)
+    constant, unit = _affine(kernel)
+    excess = p_mass - q_mass
+    offset = excess * (constant * excess + 2 * unit * (p_square - q_square))
     return self_deficit(p, kernel) + self_deficit(q, kernel) - 2 * cross + offset
 
 
@@ -154,7 +162,6 @@ def squared_mmd_unbiased(
     return selves - 2 * cross
 
 
-def witness(p: RKME, q: RKME, kernel: Kernel, x: Float[Array, "n d"]) -> Float[Array, " n"]:
+def witness(p: RKME, q: RKME, kernel: Kernel, x: Float[ArrayLike, "n d"]) -> Float[Array, " n"]:
     """mu_p(x) - mu_q(x): positive where p has more mass than q (Gretton et al. 2012, s. 2.3)."""
-    x = jnp.asarray(x)
     return mean_embedding(kernel, x, *_arrays(p)) - mean_embedding(kernel, x, *_arrays(q))

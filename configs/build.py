@@ -1,0 +1,52 @@
+"""A dock of specifications.
+
+python -m experiments.build --config=configs/build.py:quickstart   36 real tasks, 1-3 min on 2 cores
+python -m experiments.build --config=configs/build.py:smoke        6 real tasks, 15 s
+python -m experiments.build --config=configs/build.py:own --config.dock=DOCK \
+    --config.learnware.id=my-model --config.learnware.domain=finance --config.learnware.data=FILE
+
+The first command makes runs/quickstart/dock (5.6 MB); learnwares that it has already are kept, so a
+run that was stopped goes on where it stood. The last adds one learnware, made from the texts that
+your model was trained on, to a dock that exists, with that dock's own kernel and encoder.
+"""
+
+from ml_collections import ConfigDict
+
+SIZES = ("quickstart", "smoke", "own")
+SMOKE_TASKS = ("fiqa", "pubmedqa", "medmcqa-dental", "asdiv", "piqa", "privacy-policies")
+
+
+def get_config(size="quickstart"):
+    if size not in SIZES:
+        raise ValueError(f"configs/build.py: got size {size!r}; want one of {', '.join(SIZES)}.")
+    smoke = size == "smoke"
+    return ConfigDict(
+        dict(
+            dock=f"runs/{'smoke' if smoke else 'quickstart'}/dock",
+            # Names in learnware_jax.dock.tasks.TASKS; "dock" stands for all tasks of that role.
+            tasks={"quickstart": ("dock",), "smoke": SMOKE_TASKS, "own": ()}[size],
+            # A learnware is specified on one half of a task's texts, at most so many of them.
+            texts=32 if smoke else 200,
+            halves_seed=0,
+            learnware=dict(id="", domain="", description="", model="", data="", column=""),
+            specification=specification(smoke),
+            seed=0,
+        )
+    )
+
+
+def specification(smoke):
+    return dict(
+        encoder="all-MiniLM-L6-v2",
+        # 64 tokens show a text's topic; the encoder reads at most 256, four times as slowly.
+        max_tokens=32 if smoke else 64,
+        dtype="float32",
+        # gamma: a number, or "median" to take 1 / median of the texts that a new dock starts with.
+        # multi_gaussian has one bandwidth for each of the multiples of gamma.
+        kernel=dict(name="gaussian", gamma="0.1", multiples=(0.25, 1.0, 4.0)),
+        points=16 if smoke else 64,
+        reducer="gauss_newton",
+        # Starting from noise keeps released points further from the rows than starting from rows.
+        start="noise",
+        steps=10 if smoke else 30,
+    )

@@ -1,0 +1,55 @@
+"""Which learnware fits a task?
+
+python -m experiments.select --config=configs/select.py:quickstart [--config.user.data=FILE]
+    Makes runs/quickstart/dock on the first run (36 learnwares; 1-3 min on 2 cores), then ranks it
+    for 56 users: the other halves of the dock's tasks, tasks that no learnware was made from, and
+    tasks of domains that the dock has not; or for the texts of FILE alone.
+python -m experiments.select --config=configs/select.py:evaluation
+    The same, and a summary over 5 seeds and 8 to 512 rows a user: 10-20 min on 2 cores the first
+    time. Its table is in README.
+python -m experiments.select --config=configs/select.py:smoke
+    6 learnwares, 9 users: 20 s.
+
+FILE is jsonl, json, csv, tsv, parquet or plain text (one text a line); --config.user.column names
+its text column where that is not found. A task name or OWNER/NAME of a data set works as well.
+Nothing of FILE is written anywhere but its specification, in the folder --config.workdir.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import build
+
+SIZES = ("quickstart", "evaluation", "smoke")
+
+
+def get_config(size="quickstart"):
+    if size not in SIZES:
+        raise ValueError(f"configs/select.py: got size {size!r}; want one of {', '.join(SIZES)}.")
+    smoke = size == "smoke"
+    return ConfigDict(
+        dict(
+            workdir=f"runs/{size}",
+            # A dock that exists; empty for the dock of `build`, made or completed first.
+            dock="",
+            build=build.get_config("smoke" if smoke else "quickstart"),
+            user=dict(data="", column="", limit=2000),
+            # Users for want of user.data. "same": the halves of the dock's tasks that it has not.
+            users=dict(
+                same=True,
+                unseen=("medicationqa", "determinants") if smoke else ("unseen",),
+                outside=("molecules",) if smoke else ("outside",),
+                texts=24 if smoke else 64,
+            ),
+            specification=build.specification(smoke),
+            # Of users that no learnware fits, at most this share is to be given one.
+            false_acceptance=0.2 if smoke else 0.1,
+            level=0.9,
+            top_k=6 if smoke else 36,
+            evaluation=dict(
+                # () for none.
+                seeds=(0, 1, 2, 3, 4) if size == "evaluation" else (),
+                rows=(8, 32, 128, 512),
+            ),
+            seed=0,
+        )
+    )

@@ -1,0 +1,118 @@
+"""Texts to specifications to a dock.
+
+Example: python -m experiments.build --config=configs/build.py:quickstart
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.common import (
+    dock_space,
+    embed_parts,
+    header_of,
+    kernel_of,
+    launch,
+    open_encoder,
+    reducer_options,
+    say,
+    space_of,
+)
+from learnware_jax.dock import store
+from learnware_jax.dock.tasks import TASKS, Task, halves, load_task, read_texts
+from learnware_jax.dock.texts import sample
+from learnware_jax.specification import kernels
+from learnware_jax.specification.reduce import reduce_many
+
+
+def tasks_of(names) -> list[Task]:
+    """The catalogue's tasks under these names; a role stands for all of its tasks.
+
+    ValueError for a name that is neither.
+    """
+    chosen = []
+    for name in names:
+        found = [task for task in TASKS.values() if name in (task.name, task.role)]
+        if not found:
+            roles = sorted({task.role for task in TASKS.values()})
+            raise ValueError(
+                f"tasks: {name!r} is neither a task of learnware_jax.dock.tasks.TASKS nor one of "
+                f"the roles {', '.join(roles)}."
+            )
+        chosen += found
+    return chosen
+
+
+def developer_half(task: Task, config: ConfigDict) -> list[str]:
+    """The texts that a learnware of this task is specified on."""
+    return sample(halves(load_task(task.name), config.halves_seed)[0], config.texts)
+
+
+def user_half(task: Task, config: ConfigDict, count: int) -> list[str]:
+    """Texts of the same task that no learnware saw."""
+    return sample(halves(load_task(task.name), config.halves_seed)[1], count)
+
+
+def run(config: ConfigDict) -> dict:
+    """Make or complete the dock `config.dock`; returns {"dock", "added", "learnwares"}."""
+    own = config.learnware.to_dict()
+    if bool(own["data"]) != bool(own["id"]):
+        raise ValueError(
+            f"build: got learnware.id={own['id']!r} and learnware.data={own['data']!r}; want both, "
+            "or neither."
+        )
+    jobs = {
+        task.name: (
+            {"name": task.name, "domain": task.domain, "description": task.description},
+            lambda task=task: developer_half(task, config),
+        )
+        for task in tasks_of(config.tasks)
+    }
+    if own["data"]:
+        card = {field: own[field] for field in ("domain", "description", "model")}
+        jobs[own["id"]] = (
+            {"name": own["id"], **card},
+            lambda: read_texts(own["data"], column=own["column"] or None),
+        )
+    exists = (Path(config.dock) / "dock.json").exists()
+    present = set(store.list_ids(config.dock)) if exists else set()
+    if own["id"] in present:
+        raise FileExistsError(
+            f"build: {config.dock} has a learnware {own['id']!r} already; choose another id, or "
+            f"remove it: python -m experiments.dock --dock={config.dock} --remove={own['id']}"
+        )
+    missing = [name for name in jobs if name not in present]
+    if missing:
+        say(f"Specifying {len(missing)} of {len(jobs)} tasks for {config.dock}.")
+        _specify({name: jobs[name] for name in missing}, config, exists)
+    ids = store.list_ids(config.dock)
+    say(f"{config.dock} holds {len(ids)} learnwares, {len(missing)} of them new.")
+    return {"dock": config.dock, "added": missing, "learnwares": ids}
+
+
+def _specify(jobs, config, exists):
+    """Make and add the learnwares of jobs, {id: (card, function that reads the texts)}."""
+    settings = config.specification
+    encoder = open_encoder(settings)
+    space = dock_space(config.dock, encoder) if exists else space_of(encoder, settings)
+    texts = [read() for _, read in jobs.values()]
+    rows = embed_parts(encoder, texts, space, keep=not config.learnware.data)
+    if not exists:
+        space["kernel"] = kernels.to_dict(kernel_of(settings.kernel, np.concatenate(rows)))
+        store.create_dock(config.dock, space)
+    fitted = reduce_many(
+        jax.random.key(config.seed),
+        rows,
+        settings.points,
+        kernels.from_dict(space["kernel"]),
+        **reducer_options(settings),
+    )
+    for (name, (card, _)), reduced in zip(jobs.items(), fitted, strict=True):
+        header = header_of(space, settings, config.seed, reduced)
+        store.add(config.dock, store.Learnware(name, card, reduced.spec, header))
+
+
+if __name__ == "__main__":
+    launch(run)

@@ -1,0 +1,176 @@
+"""What experiments share: their command line, their files, texts made into specifications."""
+
+import hashlib
+import json
+import logging as python_logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+from safetensors.numpy import load_file, save_file
+
+from learnware_jax.dock import store
+from learnware_jax.dock.materials import cache_dir, fetch
+from learnware_jax.slm.encoder import Encoder, embed, load_encoder
+from learnware_jax.specification import kernels
+from learnware_jax.specification.header import SCHEMA, Header
+from learnware_jax.specification.reduce import Reduced
+
+BAD_INPUT = (
+    2  # exit status for what the user can mend; anything else is a bug and shows a traceback
+)
+
+
+def launch(run: Callable[[ConfigDict], dict]) -> None:
+    """The command line of an experiment: `--config=FILE:SIZE`, overrides, one-paragraph errors."""
+    name = Path(sys.modules["__main__"].__file__).stem
+    config = config_flags.DEFINE_config_file(
+        "config", f"configs/{name}.py", "Configuration file, with a size after a colon."
+    )
+
+    def main(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"{argv[1]!r} is no flag; settings are --config.NAME=VALUE.")
+        python_logging.getLogger().setLevel(python_logging.WARNING)
+        # Compiled programs are kept: a second run starts in seconds.
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        try:
+            run(config.value)
+        except (ValueError, TypeError, OSError, ConnectionError) as error:
+            if flags.FLAGS.debug:
+                raise
+            print(f"error: {error}\n(--debug shows where.)", file=sys.stderr)
+            sys.exit(BAD_INPUT)
+
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    app.run(main)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one step: the old file or the new one. ValueError for NaN or infinity."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def say(message: str) -> None:
+    """A line to the person who waits, on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def open_encoder(settings: ConfigDict) -> Encoder:
+    """The sentence encoder of `settings.encoder`, fetched if need be."""
+    return load_encoder(fetch(settings.encoder))
+
+
+def space_of(encoder: Encoder, settings: ConfigDict) -> dict[str, Any]:
+    """Everything but the kernel that changes distances between specifications, for headers."""
+    return {
+        "encoder": settings.encoder,
+        "encoder_sha256": encoder.weights_sha256,
+        "tokenizer_sha256": encoder.tokenizer_sha256,
+        "max_tokens": settings.max_tokens,
+        "dtype": settings.dtype,
+        "dimension": encoder.config.width,
+    }
+
+
+def dock_space(path: str, encoder: Encoder) -> dict[str, Any]:
+    """The space of the dock at `path`. ValueError unless `encoder` is the one it was made with."""
+    space = store.read_space(path)
+    for field, have in (
+        ("encoder_sha256", encoder.weights_sha256),
+        ("tokenizer_sha256", encoder.tokenizer_sha256),
+    ):
+        if space.get(field) != have:
+            raise ValueError(
+                f"{path}: its {field} is {space.get(field)}, that of the encoder at hand {have}; "
+                "name the dock's encoder, or make a new dock."
+            )
+    return space
+
+
+def kernel_of(settings: ConfigDict, x: np.ndarray) -> kernels.Kernel:
+    """The kernel of a new dock; a gamma of "median" is taken from the embedded texts x.
+
+    ValueError for an unknown kernel or a gamma that is no positive number.
+    """
+    if settings.gamma == "median":
+        gamma = kernels.median_gamma(jax.random.key(0), x)
+    else:
+        try:
+            gamma = float(settings.gamma)
+        except ValueError:
+            gamma = settings.gamma  # from_dict says what is wanted
+    description = {"name": settings.name}
+    if settings.name == "multi_gaussian":
+        description["gammas"] = [gamma * multiple for multiple in settings.multiples]
+    elif settings.name != "linear":
+        description["gamma"] = gamma
+    return kernels.from_dict(description)
+
+
+def embed_texts(
+    encoder: Encoder, texts: Sequence[str], space: dict[str, Any], *, keep: bool
+) -> np.ndarray:
+    """Embedded texts (n, d). With `keep`, for public texts only, they are kept in the cache."""
+    options = {"max_tokens": space["max_tokens"], "dtype": space["dtype"]}
+    if not keep:
+        return embed(encoder, texts, **options)
+    key = [space[f] for f in ("encoder_sha256", "tokenizer_sha256", "max_tokens", "dtype")]
+    digest = hashlib.sha256(json.dumps([key, list(texts)]).encode()).hexdigest()
+    file = cache_dir() / "embeddings" / f"{digest}.safetensors"
+    if file.exists():
+        try:
+            return load_file(file)["x"]
+        except Exception as error:  # safetensors has one error for every damage
+            logging.warning("%s is damaged (%s) and is made again.", file, error)
+    x = embed(encoder, texts, **options)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file({"x": x}, scratch)
+    os.replace(scratch, file)
+    return x
+
+
+def embed_parts(
+    encoder: Encoder, parts: Sequence[Sequence[str]], space: dict[str, Any], *, keep: bool
+) -> list[np.ndarray]:
+    """Embedded texts of several tasks in one call: full batches, and one bar with the time left."""
+    texts = [text for part in parts for text in part]
+    x = embed_texts(encoder, texts, space, keep=keep)
+    return np.split(x, np.cumsum([len(part) for part in parts])[:-1])
+
+
+def header_of(space: dict[str, Any], settings: ConfigDict, seed: int, reduced: Reduced) -> Header:
+    """The header of a reduced set: its space, and how it was made."""
+    about = {
+        "n": reduced.n,
+        "points": len(reduced.spec.beta),
+        "residual": reduced.residual,
+        "gap": reduced.gap,
+        "iterations": reduced.iterations,
+        "reducer": settings.reducer,
+        "start": settings.start,
+        "steps": settings.steps,
+        "seed": seed,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        # Only the configuration's name: overrides may hold paths that are nobody's business.
+        "command": " ".join(a for a in sys.argv[1:] if a.startswith("--config=")),
+    }
+    return Header(SCHEMA, "rkme", space, about)
+
+
+def reducer_options(settings: ConfigDict) -> dict[str, Any]:
+    """Keyword arguments for `reduce_many`."""
+    return {"method": settings.reducer, "start": settings.start, "steps": settings.steps}

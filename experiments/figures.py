@@ -1,0 +1,96 @@
+"""Figures of docks and rankings; each function writes one file, its format by its ending."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+# Okabe and Ito's colours, told apart by colour-blind readers too, then darker repeats.
+COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00", "#000000"),
+    *("#7F7F7F", "#5B3A8C", "#A03030", "#306030"),
+)
+
+
+def domain_colors(domains: Sequence[str]) -> dict[str, str]:
+    """One colour a domain, in alphabetical order."""
+    return {d: COLORS[i % len(COLORS)] for i, d in enumerate(sorted(set(domains)))}
+
+
+def _new(**options):
+    # The object interface of matplotlib: no global state, no display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained", **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure, path: Path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def plot_rankings(path: Path, users: Sequence[dict], threshold: float, *, shown: int = 8) -> None:
+    """The closest learnwares of each user with intervals, closest on top; see results.json."""
+    figure = _new(figsize=(4.2 * len(users), 0.32 * shown + 1.6))
+    colors = domain_colors([entry["domain"] for user in users for entry in user["ranking"]])
+    for axis, user in zip(np.atleast_1d(figure.subplots(1, len(users))), users, strict=True):
+        entries = user["ranking"][:shown]
+        for row, entry in enumerate(entries):
+            color = colors[entry["domain"]]
+            axis.plot([entry["lower"], entry["upper"]], [row, row], color=color, linewidth=2)
+            filled = color if entry["id"] in user["undominated"] else "white"
+            axis.plot(entry["distance"], row, "o", color=color, markerfacecolor=filled)
+        if np.isfinite(threshold):
+            axis.axvline(threshold, color="0.5", linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(entries)), [entry["id"] for entry in entries], fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(f"{user['id']}\n({user['kind']}) → {user['decision']}", fontsize=9)
+        axis.set_xlabel("squared MMD", fontsize=8)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        "Closest learnwares. Filled: not separated from the first. Dashed: beyond it, none fits.",
+        fontsize=9,
+    )
+    _save(figure, path)
+
+
+def plot_map(path: Path, points: np.ndarray, ids: Sequence[str], domains: Sequence[str]) -> None:
+    """A dock in two dimensions, one labelled dot a learnware, coloured by domain."""
+    figure = _new(figsize=(9, 6.5))
+    axis = figure.subplots()
+    colors = domain_colors(domains)
+    for domain, color in colors.items():
+        chosen = [d == domain for d in domains]
+        axis.plot(*points[chosen].T, "o", color=color, label=domain, markersize=6)
+    span = np.ptp(points, axis=0)
+    for (x, y), name, domain in zip(points, ids, domains, strict=True):
+        axis.annotate(
+            name,
+            (x, y + 0.008 * span[1]),
+            fontsize=7,
+            color=colors[domain],
+            ha="center",
+            va="bottom",
+        )
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def plot_heat_map(path: Path, distance: np.ndarray, ids: Sequence[str]) -> None:
+    """A matrix of squared MMDs between learnwares, in the order given."""
+    size = 0.2 * len(ids) + 2.5
+    figure = _new(figsize=(size + 1, size))
+    axis = figure.subplots()
+    image = axis.imshow(distance, cmap="viridis", vmin=0)
+    axis.set_xticks(range(len(ids)), ids, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(ids)), ids, fontsize=7)
+    figure.colorbar(image, label="squared MMD", shrink=0.8)
+    _save(figure, path)

@@ -1,0 +1,325 @@
+"""A user's texts, or named tasks, to a ranking of a dock.
+
+Example: python -m experiments.select --config=configs/select.py:quickstart
+"""
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import build, evaluation
+from experiments.common import (
+    dock_space,
+    embed_parts,
+    header_of,
+    launch,
+    open_encoder,
+    reducer_options,
+    say,
+    write_json,
+)
+from experiments.figures import plot_rankings
+from learnware_jax.dock import store
+from learnware_jax.dock.tasks import load_task, read_texts
+from learnware_jax.selection.decision import (
+    NONE_FITS,
+    calibrate_threshold,
+    held_out_distances,
+    select,
+)
+from learnware_jax.selection.mixture import greedy_mixture
+from learnware_jax.selection.pool import Pool, build_pool
+from learnware_jax.specification import kernels
+from learnware_jax.specification.reduce import reduce_many
+
+
+class User(NamedTuple):
+    """Somebody with texts: "own" data, or a task of the catalogue in one of three roles."""
+
+    id: str
+    kind: str  # own, same (task), unseen (task of a known domain), outside (every domain)
+    domain: str
+    texts: list[str]
+
+
+def pool_of(learnwares: list[store.Learnware], kernel: kernels.Kernel) -> Pool:
+    """The learnwares of a dock as a pool."""
+    return build_pool(
+        [learnware.spec for learnware in learnwares],
+        kernel,
+        ids=[learnware.id for learnware in learnwares],
+        n=[learnware.header.about["n"] for learnware in learnwares],
+        residual=[learnware.header.about["residual"] for learnware in learnwares],
+    )
+
+
+def domain_of(learnware: store.Learnware) -> str:
+    """The domain on a learnware's card; its id where the card names none."""
+    return learnware.card.get("domain") or learnware.id
+
+
+def threshold_for(pool: Pool, domains: list[str], rate: float) -> float:
+    """The distance beyond which none fits, calibrated by leaving out each domain of the dock.
+
+    Infinite where the dock has one domain, or too few learnwares to speak of such a rate.
+    """
+    if len(set(domains)) < 2 or (len(domains) + 1) * rate < 1:
+        return np.inf
+    return calibrate_threshold(held_out_distances(pool, domains), false_acceptance=rate)
+
+
+def users_of(config: ConfigDict, ids: set[str]) -> list[User]:
+    """The users that the configuration asks for; `ids` are the dock's learnwares."""
+    if config.user.data:
+        texts = read_texts(
+            config.user.data, column=config.user.column or None, limit=config.user.limit
+        )
+        if len(texts) < 2:
+            raise ValueError(
+                f"select: {config.user.data} holds {len(texts)} text; a ranking with intervals "
+                "needs at least 2, and about two dozen to say much."
+            )
+        if len(texts) < 10:
+            say(f"Only {len(texts)} texts: the ranking will be mostly noise.")
+        return [User(Path(config.user.data).stem, "own", "", texts)]
+    count = config.users.texts
+    users = []
+    if config.users.same:
+        for task in build.tasks_of(config.build.tasks):
+            if task.name in ids:
+                texts = build.user_half(task, config.build, count)
+                users.append(User(task.name, "same", task.domain, texts))
+    for kind in ("unseen", "outside"):
+        for task in build.tasks_of(config.users[kind]):
+            users.append(User(task.name, kind, task.domain, load_task(task.name, count)))
+    if not users:
+        raise ValueError("select: no user; set user.data, or users.same, unseen or outside.")
+    return users
+
+
+def run(config: ConfigDict) -> dict:
+    """Rank the dock for each user; returns what it writes to workdir/results.json."""
+    workdir = Path(config.workdir)
+    path = config.dock or config.build.dock
+    if config.dock and not (Path(path) / "dock.json").exists():
+        raise FileNotFoundError(
+            f"select: there is no dock at {path}; make one with experiments.build, or leave "
+            "--config.dock out for the quickstart's."
+        )
+    if config.top_k < 1 or not 0 < config.false_acceptance < 1 or not 0 < config.level < 1:
+        raise ValueError(
+            f"select: got top_k={config.top_k}, false_acceptance={config.false_acceptance}, "
+            f"level={config.level}; want top_k >= 1 and rates between 0 and 1."
+        )
+    own = bool(config.user.data)
+    if own:
+        users = users_of(config, set())  # bad input is found before any work
+    if not config.dock:
+        build.run(config.build)
+    learnwares = store.load(path)
+    if not learnwares:
+        raise ValueError(f"select: the dock {path} has no sound learnware; see experiments.dock.")
+    if not own:
+        users = users_of(config, {learnware.id for learnware in learnwares})
+    settings = config.specification
+    encoder = open_encoder(settings)
+    space = dock_space(path, encoder)
+    kernel = kernels.from_dict(space["kernel"])
+    domains = {learnware.id: domain_of(learnware) for learnware in learnwares}
+    pool = pool_of(learnwares, kernel)
+    threshold = threshold_for(pool, list(domains.values()), config.false_acceptance)
+
+    begin = time.perf_counter()
+    rows = embed_parts(encoder, [user.texts for user in users], space, keep=not own)
+    fitted = reduce_many(
+        jax.random.key(config.seed), rows, settings.points, kernel, **reducer_options(settings)
+    )
+    shared = (time.perf_counter() - begin) / len(users)
+    results = []
+    for user, reduced in zip(users, fitted, strict=True):
+        begin = time.perf_counter()
+        selection = select(
+            reduced.spec,
+            pool,
+            n=reduced.n,
+            residual=reduced.residual,
+            threshold=threshold,
+            top_k=config.top_k,
+            level=config.level,
+        )
+        mixture = greedy_mixture(reduced.spec, pool)
+        results.append(
+            {
+                "id": user.id,
+                "kind": user.kind,
+                "domain": user.domain,
+                "n": reduced.n,
+                "ranking": [
+                    {
+                        "id": name,
+                        "domain": domains[name],
+                        "distance": float(distance),
+                        "lower": float(lower),
+                        "upper": float(upper),
+                    }
+                    for name, distance, lower, upper in zip(
+                        selection.ids,
+                        selection.distance,
+                        selection.lower,
+                        selection.upper,
+                        strict=True,
+                    )
+                ],
+                "undominated": list(selection.undominated),
+                "decision": selection.decision,
+                "mixture": [
+                    {"id": name, "weight": float(weight)}
+                    for name, weight in zip(mixture.ids, mixture.weights, strict=True)
+                ],
+                # Embedding and compression run for all users at once: an equal share, then its own.
+                "seconds": shared + time.perf_counter() - begin,
+            }
+        )
+    output = {
+        "dock": path,
+        "learnwares": len(learnwares),
+        "threshold": threshold if np.isfinite(threshold) else None,
+        "false_acceptance": config.false_acceptance,
+        "level": config.level,
+        "users": results,
+    }
+    if config.evaluation.seeds:
+        output["summary"] = evaluation.summarise(config, encoder)
+    if own:
+        file = workdir / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', users[0].id)}.rkme.safetensors"
+        workdir.mkdir(parents=True, exist_ok=True)
+        store.write_spec(file, fitted[0].spec, header_of(space, settings, config.seed, fitted[0]))
+    write_json(workdir / "results.json", output)
+    write_json(workdir / "config.json", config.to_dict())
+    firsts = list({user["kind"]: user for user in reversed(results)}.values())[::-1]
+    plot_rankings(workdir / "ranking.png", firsts, threshold)
+    report = _report(output)
+    (workdir / "report.md").write_text(report, encoding="utf-8")
+    _show(output)
+    print(f"\nfigure  {workdir / 'ranking.png'}\nreport  {workdir / 'report.md'}")
+    print(f"data    {workdir / 'results.json'}")
+    if not own:
+        print("next    the same for your texts: add --config.user.data=FILE (one text a line)")
+    return output
+
+
+def _advice(user: dict) -> str:
+    if user["decision"] == NONE_FITS:
+        return "none fits, use the base model"
+    others = [name for name in user["undominated"] if name != user["decision"]]
+    alike = f"; not separated from it: {', '.join(others)}" if others else ""
+    return f"use {user['decision']}{alike}"
+
+
+def _table(output: dict) -> tuple[list[str], list[list[str]]]:
+    """One user: the ranking. Several: a line each."""
+
+    def numbers(entry):
+        return f"{entry['distance']:.4f}", f"{entry['lower']:.4f} to {entry['upper']:.4f}"
+
+    users = output["users"]
+    measured = ["squared MMD", f"{output['level']:.0%} interval"]
+    if len(users) == 1:
+        head = ["rank", "learnware", "domain", *measured, "separated"]
+        rows = [
+            [
+                *(str(i + 1), entry["id"], entry["domain"], *numbers(entry)),
+                "" if entry["id"] in users[0]["undominated"] else "yes",
+            ]
+            for i, entry in enumerate(users[0]["ranking"])
+        ]
+        return head, rows
+    head = ["user", "kind", "closest learnware", "domain", *measured, "alike", "decision"]
+    rows = []
+    for user in users:
+        first = user["ranking"][0]
+        alike = len(set(user["undominated"]) - {first["id"]})
+        decision = "none fits" if user["decision"] == NONE_FITS else "use it"
+        rows.append(
+            [
+                *(user["id"], user["kind"], first["id"], first["domain"], *numbers(first)),
+                *(str(alike) if alike else "", decision),
+            ]
+        )
+    return head, rows
+
+
+def _closing(output: dict) -> list[str]:
+    lines = []
+    if output["threshold"] is not None:
+        lines.append(
+            f"None fits beyond a squared MMD of {output['threshold']:.4f}: set on the dock's own "
+            f"domains, left out one at a time, for at most {output['false_acceptance']:.0%} of "
+            "users that no learnware fits."
+        )
+    else:
+        lines.append(
+            "The dock is too small, or of one domain: it cannot tell when none of it fits."
+        )
+    if len(output["users"]) == 1:
+        user = output["users"][0]
+        parts = ", ".join(f"{part['weight']:.2f} {part['id']}" for part in user["mixture"])
+        lines += [f"{user['id']} ({user['n']} texts): {_advice(user)}.", f"As a mixture: {parts}."]
+        return lines
+    for kind, question in (
+        ("same", "got the learnware of their own task"),
+        ("unseen", "got a learnware of their domain"),
+        ("outside", "were told that none fits"),
+    ):
+        group = [user for user in output["users"] if user["kind"] == kind]
+        hits = sum(
+            {
+                "same": user["decision"] == user["id"],
+                "unseen": user["decision"] == user["ranking"][0]["id"]
+                and user["ranking"][0]["domain"] == user["domain"],
+                "outside": user["decision"] == NONE_FITS,
+            }[kind]
+            for user in group
+        )
+        if group:
+            lines.append(f"{kind}: {hits} of {len(group)} users {question}.")
+    return lines
+
+
+def _report(output: dict) -> str:
+    head, rows = _table(output)
+    lines = ["# Ranking", "", f"{output['learnwares']} learnwares of {output['dock']}.", ""]
+    lines += [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    lines += ["", *(f"- {line}" for line in _closing(output)), "", "![](ranking.png)", ""]
+    if "summary" in output:
+        lines += evaluation.table(output["summary"])
+    return "\n".join(lines)
+
+
+def _show(output: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    head, rows = _table(output)
+    table = Table(box=None, header_style="bold")
+    for name in head:
+        table.add_column(name, no_wrap=True)
+    for cells in rows:
+        table.add_row(*cells)
+    # Piped output has no width of its own; columns are kept whole in it.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+    for line in _closing(output):
+        console.print(line, soft_wrap=True, highlight=False)
+    if "summary" in output:
+        print("\n".join(evaluation.table(output["summary"])))
+
+
+if __name__ == "__main__":
+    launch(run)
