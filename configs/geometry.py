@@ -1,7 +1,7 @@
 """The geometry of a dock: who lies close to whom.
 
-python -m experiments.geometry --config=configs/geometry.py:quickstart    20 s after the dock is made
-python -m experiments.geometry --config=configs/geometry.py:smoke         10 s
+python -m experiments.geometry --config=configs/geometry.py:quickstart   20 s once the dock is made
+python -m experiments.geometry --config=configs/geometry.py:smoke        10 s
 
 --config.dock=DOCK shows any other dock.
 """

@@ -264,9 +264,7 @@ def _closing(output: dict) -> list[str]:
             "users that no learnware fits."
         )
     else:
-        lines.append(
-            "The dock is too small, or of one domain: it cannot tell when none of it fits."
-        )
+        lines.append("The dock is too small, or of one domain: it cannot tell when none fits.")
     if len(output["users"]) == 1:
         user = output["users"][0]
         parts = ", ".join(f"{part['weight']:.2f} {part['id']}" for part in user["mixture"])

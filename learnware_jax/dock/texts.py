@@ -22,7 +22,8 @@ def read_file(path: str | Path, *, column: str | None = None) -> list[str]:
 
     The ending chooses the format; an unknown one is read as plain text. In a file with columns,
     `column` names the text (`a+b`: columns a and b, joined by a blank); by default it is the
-    first column named in TEXT_COLUMNS, else the one whose strings are longest. ValueError or
+    first column named in TEXT_COLUMNS, else the one whose strings are longest. A list of strings
+    is taken as tokens and joined by blanks. ValueError or
     FileNotFoundError says what is wrong with a file that holds no texts.
     """
     path = Path(path)
@@ -146,23 +147,31 @@ def _join_columns(path: Path, rows: list[dict], column: str | None) -> list[str]
         if name not in columns:
             raise ValueError(f"read_file: {path} has no column {name!r}; it has {_list(columns)}.")
         for i, row in enumerate(rows):
-            if not isinstance(row.get(name), str | None):
+            if _cell(row, name) is None:
                 raise ValueError(
                     f"read_file: column {name!r} of {path} holds a {type(row[name]).__name__} in "
                     f"row {i + 1}, wanted texts; the columns are {_list(columns)}."
                 )
-    return [" ".join(row.get(name) or "" for name in names) for row in rows]
+    return [" ".join(_cell(row, name) for name in names) for row in rows]
+
+
+def _cell(row: dict, name: str) -> str | None:
+    """The text of a cell, empty if the cell is; None if it holds something else."""
+    cell = row.get(name)
+    if isinstance(cell, list) and all(isinstance(token, str) for token in cell):
+        return " ".join(cell)
+    return "" if cell is None else cell if isinstance(cell, str) else None
 
 
 def _text_column(path: Path, rows: list[dict], columns: list[str]) -> str:
     lengths = {}
     for name in columns:
-        cells = [row[name] for row in rows if row.get(name) is not None]
-        if cells and all(isinstance(cell, str) for cell in cells):
+        cells = [_cell(row, name) for row in rows]
+        if None not in cells:
             lengths[name] = sum(map(len, cells))
     if not lengths:
         raise ValueError(
-            f"read_file: {path} has no column of plain strings; it has {_list(columns)}. "
+            f"read_file: {path} has no column of texts; it has {_list(columns)}. "
             f"Write the texts to a file with one text a line."
         )
     for wanted in TEXT_COLUMNS:

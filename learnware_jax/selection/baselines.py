@@ -20,10 +20,11 @@ def mean_cosine(users: Sequence[RKME], learnwares: Sequence[RKME]) -> Float[np.n
 
     pool = means(learnwares)
     center = pool.mean(0)
+    rounding = 1e-12 * np.abs(pool).max()
 
     def directions(rows):
         rows = rows - center
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows / np.where(norms > 0, norms, 1)
+        return np.where(norms > rounding, rows / np.maximum(norms, rounding), 0)
 
     return directions(means(users)) @ directions(pool).T

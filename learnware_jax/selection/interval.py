@@ -26,35 +26,36 @@ class _Moments(NamedTuple):
 
 @jax.jit
 def _moments(kernel, u, a, z, b):
+    center = u.mean(0)
+
+    def deficits(x, y):
+        return kernel.deficit(squared_distances(x, y, center)).astype(jnp.float64)
+
+    def variance(weights, h):
+        return weights @ (h - weights @ h) ** 2
+
+    def centred(left, k, right):
+        return k - left @ k - (k @ right)[:, None] + left @ k @ right
+
+    def distinct_pairs(weights, k):
+        square = centred(weights, k, weights) ** 2
+        same = weights**2
+        off = weights @ square @ weights - same @ jnp.diagonal(square)
+        return off / jnp.maximum(1 - same.sum(), 1e-12)
+
+    k_uu = deficits(u, u)
+    user_pairs = distinct_pairs(a, k_uu)
+
     def one(z, b):
-        center = a @ u
-
-        def deficits(x, y):
-            return kernel.deficit(squared_distances(x, y, center)).astype(jnp.float64)
-
-        k_uu, k_zz, k_uz = deficits(u, u), deficits(z, z), deficits(u, z)
+        k_zz, k_uz = deficits(z, z), deficits(u, z)
         h_u, h_z = k_uu @ a - k_uz @ b, k_uz.T @ a - k_zz @ b
-
-        def variance(weights, h):
-            return weights @ (h - weights @ h) ** 2
-
-        def pairs(left, k, right):
-            centred = k - left @ k - (k @ right)[:, None] + left @ k @ right
-            return left @ centred**2 @ right
-
-        def distinct_pairs(weights, k):
-            centred = k - weights @ k - (k @ weights)[:, None] + weights @ k @ weights
-            same = weights**2
-            off = pairs(weights, k, weights) - same @ jnp.diagonal(centred) ** 2
-            return off / jnp.maximum(1 - same.sum(), 1e-12)
-
         return _Moments(
             squared=a @ h_u - b @ h_z,
             user_variance=variance(a, h_u),
             own_variance=variance(b, h_z),
-            user_pairs=distinct_pairs(a, k_uu),
+            user_pairs=user_pairs,
             own_pairs=distinct_pairs(b, k_zz),
-            cross_pairs=pairs(a, k_uz, b),
+            cross_pairs=a @ centred(a, k_uz, b) ** 2 @ b,
         )
 
     return jax.lax.map(lambda zb: one(*zb), (z, b))

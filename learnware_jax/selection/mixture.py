@@ -6,13 +6,12 @@ Reference: Wu, Xu, Liu and Zhou, arXiv 2001.07135.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from learnware_jax.selection.pool import Pool, members
-from learnware_jax.selection.ranking import cross_deficits
-from learnware_jax.specification.rkme import RKME, self_deficit
+from learnware_jax.selection.ranking import cross_deficits, own_deficits
+from learnware_jax.specification.rkme import RKME
 from learnware_jax.specification.simplex import solve_simplex
 
 
@@ -29,11 +28,6 @@ def _gram_rows(pool: Pool, index: Sequence[int]) -> Float[np.ndarray, "k M"]:
     """<mu_i, mu_j> of learnwares i in `index` and all j. One for the constant that deficits lack:
     on the simplex it cancels, and the matrix is positive with it."""
     return 1 + cross_deficits(members(pool, index), pool)
-
-
-def _self_inner(user: RKME, pool: Pool) -> float:
-    with jax.enable_x64(True):
-        return 1 + float(self_deficit(user, pool.kernel))
 
 
 def _mixture(pool, index, gram, c, own) -> Mixture:
@@ -54,11 +48,18 @@ def mixture_weights(user: RKME, pool: Pool, *, candidates: Sequence[int] | None 
     Solved to a certified gap on the Gram matrix of the candidates' embeddings; `candidates` are
     positions in pool.ids, by default all (a pool of M costs M rankings). Learnwares that are nearly
     the same share their weight in no particular way: read the weights of such a group together.
+    ValueError for no candidates, or candidates that are repeated or not in the pool.
     """
-    index = list(range(len(pool.ids)) if candidates is None else candidates)
+    count = len(pool.ids)
+    index = list(range(count) if candidates is None else candidates)
+    if not index or len(set(index)) < len(index) or min(index) < 0 or max(index) >= count:
+        raise ValueError(
+            f"mixture_weights: got candidates {index}; want different positions in pool.ids, from "
+            f"0 to {count - 1}, and at least one."
+        )
     gram = _gram_rows(pool, index)[:, index]
     c = 1 + cross_deficits([user], pool)[0, index]
-    return _mixture(pool, index, gram, c, _self_inner(user, pool))
+    return _mixture(pool, index, gram, c, 1 + float(own_deficits([user], pool)[0]))
 
 
 def greedy_mixture(
@@ -76,7 +77,7 @@ def greedy_mixture(
             "and a tolerance in [0, 1)."
         )
     c = 1 + cross_deficits([user], pool)[0]
-    own = _self_inner(user, pool)
+    own = 1 + float(own_deficits([user], pool)[0])
     # self_term is unbiased; a mixture is of the embeddings as they are.
     shrink = np.where(pool.n > 1, (pool.n - 1) / np.maximum(pool.n, 1), 1.0)
     diagonal = 1 + (pool.self_term * shrink)[: len(pool.ids)]

@@ -49,16 +49,27 @@ def stack(
     return z, beta
 
 
+@jax.jit
+def _self_deficits(kernel, z, beta):
+    return jax.lax.map(lambda rows: self_deficit(RKME(*rows), kernel), (z, beta))
+
+
+def self_deficits(
+    kernel: Kernel, z: Float[np.ndarray, "q m d"], beta: Float[np.ndarray, "q m"]
+) -> Float[np.ndarray, " q"]:
+    """`self_deficit` of every specification of a stack, float64, by one program."""
+    with jax.enable_x64(True):
+        return np.asarray(_self_deficits(kernel, jnp.asarray(z), jnp.asarray(beta)))
+
+
 def _rows(specs, n, residual, ids, kernel, center, points):
     """Everything that a pool keeps of some learnwares, as NumPy arrays without spare capacity."""
     z, beta = stack(specs, points)
-    with jax.enable_x64(True):
-        selves = [
-            unbias(float(self_deficit(RKME(*rows), kernel)), count)
-            for rows, count in zip(zip(z, beta, strict=True), n, strict=True)
-        ]
-    z = z - center
-    return z, (z.astype(np.float64) ** 2).sum(-1), beta, selves, list(n), list(residual), ids
+    selves = [unbias(*pair) for pair in zip(self_deficits(kernel, z, beta), n, strict=True)]
+    z -= center
+    # float64 in einsum's buffers: a float64 copy of the points would be twice the pool.
+    z_squared = np.einsum("cmd,cmd->cm", z, z, dtype=np.float64)
+    return z, z_squared, beta, selves, list(n), list(residual), ids
 
 
 def build_pool(
@@ -82,6 +93,7 @@ def build_pool(
     """
     if not len(specs):
         raise ValueError("build_pool: got no specification; want at least one.")
+    check_rkme(specs[0], where="build_pool: the first specification")
     center = np.einsum("m,md->d", specs[0].beta, specs[0].z).astype(np.float32)
     empty = Pool(
         kernel=kernel,
@@ -106,10 +118,10 @@ def extend(
     residual: Sequence[float],
 ) -> Pool:
     """The pool with more learnwares at its end; arguments and errors as in `build_pool`."""
-    if not len(specs) == len(ids) == len(n) == len(residual):
+    if not 0 < len(specs) == len(ids) == len(n) == len(residual):
         raise ValueError(
             f"pool: got {len(specs)} specifications, {len(ids)} ids, {len(n)} n and "
-            f"{len(residual)} residuals; want one of each a learnware."
+            f"{len(residual)} residuals; want one of each a learnware, and at least one learnware."
         )
     all_ids = (*pool.ids, *ids)
     if len(set(all_ids)) != len(all_ids):
@@ -129,9 +141,9 @@ def extend(
         capacity *= 2
     *arrays, ids = _rows(specs, n, residual, ids, pool.kernel, pool.center, points)
 
-    def grown(old, new, fill=0):
+    def grown(old, new):
         shape = (capacity, *((points,) if old.ndim > 1 else ()), *old.shape[2:])
-        out = np.full(shape, fill, old.dtype)
+        out = np.zeros(shape, old.dtype)
         out[(slice(count), *(slice(s) for s in old.shape[1:]))] = old[:count]
         out[count : len(all_ids)] = new
         return out

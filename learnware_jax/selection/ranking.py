@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from learnware_jax.selection.pool import Pool, stack
-from learnware_jax.specification.rkme import RKME, check_rkme, self_deficit, unbias
+from learnware_jax.selection.pool import Pool, self_deficits, stack
+from learnware_jax.specification.rkme import RKME, check_rkme, unbias
 
-# Bytes of kernel values in flight: they should stay in the cache that two cores share.
+# Points and kernel values of one step: they should stay in the cache that two cores share.
 _CHUNK_BYTES = 4 << 20
 # float32 sums of this many terms keep the last digit; longer ones go on in float64.
 _SHORT_SUM = 16
@@ -30,34 +30,35 @@ def _cross_deficits(kernel, z, z_squared, beta, users, weights):
 
     One matrix product a chunk of the pool, then the kernel and its weighted sum while the chunk is
     in cache. Users' points are the rows: the products come out with the pool along the lanes.
+    A chunk is every (C / chunk)-th learnware, so that each device of a pool sharded along C works
+    on its own part of every chunk and no points move between devices.
     """
     (capacity, m, d), (q, k, _) = z.shape, users.shape
-    chunk = max(1, min(capacity, _CHUNK_BYTES // (4 * q * k * m)))
+    # A power of two, as the capacity is: chunks come out even.
+    chunk = 1 << max(_CHUNK_BYTES // (4 * m * (q * k + d)), 1).bit_length() - 1
+    chunk = min(chunk, capacity)
+    steps = capacity // chunk
+    pool = [a.reshape(chunk, steps, *a.shape[1:]) for a in (z, z_squared, beta)]
     rows = users.reshape(q * k, d)
     rows_squared = (rows * rows).sum(1)
 
-    def body(out, i):
-        start = jnp.minimum(i * chunk, capacity - chunk)
-        points, squared, b = (
-            jax.lax.dynamic_slice_in_dim(a, start, chunk) for a in (z, z_squared, beta)
-        )
+    def body(_, i):
+        points, squared, b = (jax.lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in pool)
         cross = jnp.matmul(rows, points.reshape(-1, d).T, precision=jax.lax.Precision.HIGHEST)
-        t = jnp.maximum(rows_squared[:, None] + squared.reshape(-1) - 2 * cross, 0.0)
+        squares = rows_squared[:, None] + squared.reshape(-1)
+        t = squares - 2 * cross
+        # As in `squared_distances`: what rounding cannot tell from zero is zero.
+        t = jnp.where(t > 4 * jnp.finfo(t.dtype).eps * squares, t, 0.0)
         terms = kernel.deficit(t).reshape(q, k, -1) * weights[:, :, None]
         short = terms.reshape(q, -1, _SHORT_SUM, chunk * m).sum(2)
         sums = short.astype(jnp.float64).sum(1).reshape(q, chunk, m)
-        part = (sums * b).sum(2)
-        return jax.lax.dynamic_update_slice_in_dim(out, part, start, 1), None
+        return None, (sums * b).sum(2)
 
-    steps = jnp.arange(-(-capacity // chunk))
-    return jax.lax.scan(body, jnp.zeros((q, capacity), jnp.float64), steps)[0]
+    parts = jax.lax.scan(body, None, jnp.arange(steps))[1]
+    return parts.transpose(1, 2, 0).reshape(q, capacity)
 
 
-def cross_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, "q M"]:
-    """<mu_u, mu_l> of every user and learnware, without the constant part of the kernel.
-
-    sum_ij a_i b_j deficit(|u_i - z_j|^2), float64 from float32 products. Raises as `distances`.
-    """
+def _stacked(users, pool):
     for i, user in enumerate(users):
         check_rkme(user, where=f"rank: user {i}")
         if np.shape(user.z)[1] != len(pool.center):
@@ -67,18 +68,24 @@ def cross_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, "q M"
             )
     # Sizes in steps of the short sum: fewer shapes to compile, and whole sums.
     points = max(len(user.beta) for user in users)
-    z, beta = stack(users, -(-points // _SHORT_SUM) * _SHORT_SUM)
+    return stack(users, -(-points // _SHORT_SUM) * _SHORT_SUM)
+
+
+def cross_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, "q M"]:
+    """<mu_u, mu_l> of every user and learnware, without the constant part of the kernel.
+
+    sum_ij a_i b_j deficit(|u_i - z_j|^2), float64 from float32 products. Raises as `distances`.
+    """
+    z, beta = _stacked(users, pool)
     with jax.enable_x64(True):
-        weights = jnp.asarray(beta, jnp.float32)
-        cross = _cross_deficits(
-            pool.kernel,
-            pool.z,
-            pool.z_squared,
-            pool.beta,
-            jnp.asarray(z - pool.center),
-            weights,
-        )
+        points, weights = jnp.asarray(z - pool.center), jnp.asarray(beta, jnp.float32)
+        cross = _cross_deficits(pool.kernel, pool.z, pool.z_squared, pool.beta, points, weights)
     return np.asarray(cross)[:, : len(pool.ids)]
+
+
+def own_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, " q"]:
+    """<mu_u, mu_u> of every user, as `cross_deficits`."""
+    return self_deficits(pool.kernel, *_stacked(users, pool))
 
 
 def distances(users: Sequence[RKME], pool: Pool, *, n: Sequence[int]) -> Float[np.ndarray, "q M"]:
@@ -98,11 +105,7 @@ def distances(users: Sequence[RKME], pool: Pool, *, n: Sequence[int]) -> Float[n
             f"rank: got {len(users)} users and {len(n)} n; want at least one user and one n each."
         )
     cross = cross_deficits(users, pool)
-    with jax.enable_x64(True):
-        own = [
-            unbias(float(self_deficit(user, pool.kernel)), rows)
-            for user, rows in zip(users, n, strict=True)
-        ]
+    own = [unbias(*pair) for pair in zip(own_deficits(users, pool), n, strict=True)]
     return np.asarray(own)[:, None] + pool.self_term[: len(pool.ids)] - 2 * cross
 
 

@@ -98,8 +98,8 @@ class Layer(nnx.Module):
         scores = jnp.where(real[:, None, None, :], scores, -jnp.inf)
         weights = jnp.exp(scores - scores.max(-1, keepdims=True))
         mixed = jnp.einsum("bhqk,bkhd->bhqd", weights.astype(self.dtype), v, **EXACT)
-        # Divided here, not before the product: (t, t) scores are read once less, and on CPU
-        # attention over 128 tokens takes half the time.
+        # Divided here, not before the product, so that (t, t) scores are read once less: with this
+        # order of axes the whole model is a tenth faster on CPU at 128 tokens.
         return (mixed / weights.sum(-1, keepdims=True)).swapaxes(1, 2).reshape(x.shape)
 
 
@@ -119,7 +119,7 @@ class Bert(nnx.Module):
         places = jnp.arange(ids.shape[1])
         real = places < lengths[:, None]
         x = self.words(ids) + self.positions(places) + self.segments(jnp.zeros_like(ids))
-        # Scanned, not unrolled: as fast, and compiles in half the time.
+        # Scanned, not unrolled: as fast, and quicker to compile.
         scan = nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
         x = scan(lambda x, layer: layer(x, real))(self.norm(x), self.layers)
         total = jnp.where(real[..., None], x, 0).sum(1)
@@ -235,14 +235,15 @@ def embed(
     encoder: Encoder,
     texts: Iterable,  # of str; not said here, for the error below to name what is not
     *,
-    max_tokens: int = 256,
+    max_tokens: int = 128,
     dtype: str = "float32",
     batch_tokens: int = 1024,
     progress: bool = True,
 ) -> Float[np.ndarray, "n d"]:
     """One float32 row of unit norm for every text, in the order of `texts`.
 
-    A text is cut to `max_tokens` tokens, the first and last of which are the model's own marks.
+    A text is cut to `max_tokens` tokens, the first and last of which are the model's own marks;
+    MiniLM was trained on 128, and on PubMedQA matches questions to abstracts no better with 256.
     `dtype` ("float32" or "bfloat16") is that of the operands of matrix products. Batches have
     `batch_tokens` tokens, padding included, at one of a few widths, each compiled once; a row does
     not depend on the other texts but for rounding. Raises TypeError or ValueError for what is not

@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, Real
 
 from learnware_jax.specification.kernels import Kernel, gram, mean_embedding
 from learnware_jax.specification.rkme import RKME, check_rkme, check_rows, on_sphere
@@ -39,7 +39,7 @@ def herd(
     kernel: Kernel,
     count: int,
     *,
-    candidates: Float[Array, "n d"] | None = None,
+    candidates: Real[ArrayLike, "n d"] | None = None,
     candidates_per_sample: int = 100,
     spread: float = 0.25,
 ) -> Float[np.ndarray, "count d"]:

@@ -3,16 +3,16 @@
 Every kernel here depends on a pair of points through their squared distance t alone, up to a part
 that cancels between embeddings of equal total weight:
 
-    k(x, y) = offset(|x|^2, |y|^2) + deficit(|x - y|^2),        deficit(0) = 0
+    k(x, y) = constant + per_square (|x|^2 + |y|^2) + deficit(|x - y|^2),        deficit(0) = 0
 
-For a translation-invariant kernel the offset is k(x, x) = 1 and the deficit is k - 1; for the
-linear kernel they are (|x|^2 + |y|^2) / 2 and -t / 2. A squared MMD needs the deficits only, so it
+For a translation-invariant kernel the constant is k(x, x) = 1 and the deficit is k - 1; the linear
+kernel has per_square = 1/2 and the deficit -t / 2. A squared MMD needs the deficits only, so it
 is computed from small numbers (expm1, not exp) and keeps eight digits where a plain float32 `exp`
 keeps six. `slope` and `curvature` are the first two derivatives of the kernel in t.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ class Gaussian(NamedTuple):
 
     name = "gaussian"
     characteristic = True
+    constant, per_square = 1.0, 0.0
 
     def deficit(self, t):
         return jnp.expm1(-self.gamma * t)
@@ -37,9 +38,6 @@ class Gaussian(NamedTuple):
     def curvature(self, t):
         return self.gamma**2 * jnp.exp(-self.gamma * t)
 
-    def offset(self, x_squared, y_squared):
-        return 1.0
-
 
 class MultiGaussian(NamedTuple):
     """mean_l exp(-gammas_l |x - y|^2): several bandwidths at once. Characteristic."""
@@ -48,6 +46,7 @@ class MultiGaussian(NamedTuple):
 
     name = "multi_gaussian"
     characteristic = True
+    constant, per_square = 1.0, 0.0
 
     def _mean(self, term, t):
         # A loop, as l is small and l stacked copies of t would multiply the memory of a block.
@@ -63,9 +62,6 @@ class MultiGaussian(NamedTuple):
     def curvature(self, t):
         return self._mean(lambda gamma, t: gamma**2 * jnp.exp(-gamma * t), t)
 
-    def offset(self, x_squared, y_squared):
-        return 1.0
-
 
 class Laplace(NamedTuple):
     """exp(-gamma |x - y|), gamma > 0, with the Euclidean norm. Characteristic.
@@ -78,6 +74,7 @@ class Laplace(NamedTuple):
 
     name = "laplace"
     characteristic = True
+    constant, per_square = 1.0, 0.0
 
     def _rounded(self, t):
         return jnp.sqrt(t + (0.05 / self.gamma) ** 2)
@@ -95,9 +92,6 @@ class Laplace(NamedTuple):
         r = self._rounded(t)
         return self.gamma / (4 * r**3) * (1 + self.gamma * r) * jnp.exp(-self.gamma * r)
 
-    def offset(self, x_squared, y_squared):
-        return 1.0
-
 
 class InverseMultiquadric(NamedTuple):
     """(1 + gamma |x - y|^2)^(-1/2), gamma > 0. Characteristic."""
@@ -106,6 +100,7 @@ class InverseMultiquadric(NamedTuple):
 
     name = "inverse_multiquadric"
     characteristic = True
+    constant, per_square = 1.0, 0.0
 
     def deficit(self, t):
         root = jnp.sqrt(1 + self.gamma * t)
@@ -117,15 +112,13 @@ class InverseMultiquadric(NamedTuple):
     def curvature(self, t):
         return 0.75 * self.gamma**2 * (1 + self.gamma * t) ** -2.5
 
-    def offset(self, x_squared, y_squared):
-        return 1.0
-
 
 class Linear(NamedTuple):
     """x . y: the embedding is the mean, the MMD the distance of means. Not characteristic."""
 
     name = "linear"
     characteristic = False
+    constant, per_square = 0.0, 0.5
 
     def deficit(self, t):
         return -t / 2
@@ -135,9 +128,6 @@ class Linear(NamedTuple):
 
     def curvature(self, t):
         return jnp.zeros_like(t)
-
-    def offset(self, x_squared, y_squared):
-        return (x_squared + y_squared) / 2
 
 
 Kernel = Gaussian | MultiGaussian | Laplace | InverseMultiquadric | Linear
@@ -156,10 +146,10 @@ def to_dict(kernel: Kernel) -> dict:
 
 def _is_positive(value) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value < np.finfo(np.float32).max
+    return number and 0 < value < float(np.finfo(np.float32).max)
 
 
-def from_dict(description: dict) -> Kernel:
+def from_dict(description: Any) -> Kernel:
     """The kernel that `to_dict` described. ValueError for an unknown name or a bad parameter."""
     if not isinstance(description, dict) or description.get("name") not in list(KERNELS):
         raise ValueError(
@@ -174,12 +164,8 @@ def from_dict(description: dict) -> Kernel:
     parameters = {}
     for field, value in given.items():
         several = field == "gammas"
-        numbers = value if several and isinstance(value, list) else [value]
-        if not (
-            isinstance(value, list) == several
-            and numbers
-            and all(_is_positive(number) for number in numbers)
-        ):
+        numbers = value if several else [value]
+        if not (isinstance(numbers, list) and numbers and all(map(_is_positive, numbers))):
             raise ValueError(
                 f"kernel {cls.name}: got {field}={value!r}; want "
                 f"{'a list of positive numbers' if several else 'one positive number'}."
@@ -214,8 +200,8 @@ def gram(
     kernel: Kernel, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, "m d"]
 ) -> Float[Array, "n m"]:
     """k(x_i, y_j) for every pair of rows; for sets small enough that n m numbers may be held."""
-    offset = kernel.offset((x * x).sum(1)[:, None], (y * y).sum(1)[None, :])
-    return kernel.deficit(squared_distances(x, y)) + offset
+    squares = (x * x).sum(1)[:, None] + (y * y).sum(1)
+    return kernel.deficit(squared_distances(x, y)) + kernel.constant + kernel.per_square * squares
 
 
 def wide_dtype() -> np.dtype:
@@ -247,9 +233,9 @@ def scan_blocks(body, initial, x, weights, block):
 @partial(jax.jit, static_argnames="block")
 def deficit_sums(
     kernel: Kernel,
-    z: Float[Array, "m d"],
-    x: Float[Array, "n d"],
-    weights: Float[Array, " n"],
+    z: Float[ArrayLike, "m d"],
+    x: Float[ArrayLike, "n d"],
+    weights: Float[ArrayLike, " n"],
     *,
     block: int = 2048,
 ) -> Float[Array, " m"]:
@@ -278,20 +264,19 @@ def mean_embedding(
     weights = jnp.full(len(x), 1 / len(x), x.dtype) if weights is None else jnp.asarray(weights)
     wide = wide_dtype()
     mass = weights.astype(wide).sum()
-    square = (weights * (x * x).sum(1)).astype(wide).sum()
-    # offset is affine in |x|^2, so its weighted sum needs that of |x|^2 only.
-    slope = kernel.offset(0.0, 1.0) - kernel.offset(0.0, 0.0)
-    offset = mass * kernel.offset((z * z).sum(1).astype(wide), 0.0) + slope * square
+    x_square = (weights * (x * x).sum(1)).astype(wide).sum()
+    z_squares = (z * z).sum(1).astype(wide)
+    offset = kernel.constant * mass + kernel.per_square * (mass * z_squares + x_square)
     return deficit_sums(kernel, z, x, weights, block=block) + offset
 
 
 @partial(jax.jit, static_argnames="block")
 def deficit_inner(
     kernel: Kernel,
-    x: Float[Array, "n d"],
-    a: Float[Array, " n"],
-    y: Float[Array, "m d"],
-    b: Float[Array, " m"],
+    x: Float[ArrayLike, "n d"],
+    a: Float[ArrayLike, " n"],
+    y: Float[ArrayLike, "m d"],
+    b: Float[ArrayLike, " m"],
     *,
     block: int = 2048,
 ) -> Float[Array, ""]:

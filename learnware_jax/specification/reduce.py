@@ -27,7 +27,7 @@ from learnware_jax.specification.kernels import (
     scan_blocks,
     squared_distances,
 )
-from learnware_jax.specification.rkme import RKME, check_rows, on_sphere
+from learnware_jax.specification.rkme import RKME, check_rows, on_sphere, unbias
 from learnware_jax.specification.simplex import duality_gap, interior_point, solve_simplex
 
 # Gauss-Newton gains nothing from more rows than this (2% at 200,000); weights still see all.
@@ -45,15 +45,16 @@ class Reduced(NamedTuple):
 
     spec: RKME  # z (m, d) float32, beta (m,) float64 on the simplex
     n: int  # rows of the full sample
-    residual: float  # squared MMD between the full sample and spec
+    residual: float  # squared MMD between the full sample and spec; rounding, 1e-7, may be negative
     gap: float  # certified excess of the weights' objective b'Kb/2 - c'b over its minimum
     iterations: int  # accepted Gauss-Newton steps (or k-means rounds); 0 where nothing iterates
 
 
 def _offsets(kernel, z):
     """The parts of k(z_i, z_j) and c(z_i) that the deficits leave out, up to a constant in c."""
-    square = (z * z).sum(1)
-    return kernel.offset(square[:, None], square[None, :]), kernel.offset(square, 0.0)
+    # Weights that sum to one do not see where the origin is; near z, large numbers do not cancel.
+    squares = kernel.per_square * ((z - z.mean(0)) ** 2).sum(1)
+    return kernel.constant + squares[:, None] + squares, squares
 
 
 def _data_pass(kernel, z, x, weights):
@@ -117,31 +118,27 @@ def _gauss_newton(z, x, weights, kernel, steps, sphere):
         objective = beta @ kernel.deficit(t) @ beta - 2 * beta @ sums[0]
         return z, sums, t, k, beta, objective
 
+    def tangent(v, z):
+        along = (v * z).sum(1, keepdims=True).astype(v.dtype) * z.astype(v.dtype)
+        return v - along if sphere else v
+
     def step(state, _):
         (z, (_, x_slope, x_pull), t, k, beta, objective), damping, accepted = state
-
-        def tangent(v):
-            return v - (v * z).sum(1, keepdims=True).astype(v.dtype) * z.astype(v.dtype)
-
-        if not sphere:
-            tangent = lambda v: v  # noqa: E731
-        # A point whose weight vanishes would never move again: give each at least a share.
-        b = jnp.maximum(beta, 0.2 / m)
         k_slope, k_curvature = kernel.slope(t), kernel.curvature(t)
-        z_slope = k_slope @ beta
-        z_pull = k_slope @ (beta[:, None] * z)
-        gradient = (
-            2 * b[:, None] * ((z * z_slope[:, None] - z_pull) - (z * x_slope[:, None] - x_pull))
+        from_points = z * (k_slope @ beta)[:, None] - k_slope @ (beta[:, None] * z)
+        from_rows = z * x_slope[:, None] - x_pull
+        # A point whose weight vanishes would never move again: give each at least a share.
+        share = jnp.maximum(beta, 0.2 / m)
+        gradient = tangent(2 * share[:, None] * (from_points - from_rows), z)
+        z_tangent = partial(tangent, z=z)
+        moved = z + _model_step(
+            kernel, z, share, k_slope, k_curvature, k, gradient, damping, z_tangent
         )
-        move = _model_step(
-            kernel, z, b, k_slope, k_curvature, k, tangent(gradient), damping, tangent
-        )
-        moved = z + move
         if sphere:
             moved = moved / jnp.linalg.norm(moved, axis=1, keepdims=True)
         trial = evaluate(moved)
         better = trial[-1] < objective
-        kept = jax.tree.map(lambda a, b: jnp.where(better, a, b), trial, state[0])
+        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), trial, state[0])
         damping = jnp.where(better, 0.4 * damping, 5 * damping)
         return (kept, damping, accepted + better), None
 
@@ -174,47 +171,46 @@ def _mean_deficits(kernel, z, x):
     return total / len(x)
 
 
-def _residual(rng, kernel, z, beta, cross, x):
-    """Squared MMD between all rows of x and (z, beta); `cross` = mean deficits of z against x.
+def _some_rows(rng, x, count):
+    """x, or a random `count` of its rows, in their order (x may be memory-mapped)."""
+    return x if len(x) <= count else x[np.sort(rng.choice(len(x), count, replace=False))]
+
+
+def _residual(rng, kernel, z, beta, cross, own, x):
+    """Squared MMD between all rows of x and (z, beta); `cross` = mean deficits of z against x, and
+    `own` = those between the points, weighted by beta twice.
 
     With more than _RESIDUAL_ROWS rows, pairs of rows come from a random subsample: a U-statistic of
     the kernel centred at the reduced set, whose own term k(x, x) enters exactly.
     """
-    n, count = len(x), min(len(x), _RESIDUAL_ROWS)
-    sample = x if count == n else x[np.sort(rng.choice(n, count, replace=False))]
+    n = len(x)
+    sample = _some_rows(rng, x, _RESIDUAL_ROWS)
+    count = len(sample)
     sample_cross = cross if count == n else _mean_deficits(kernel, z, sample)
     rows, weights = _padded(sample, _pad_length(count))
     pairs = float(deficit_inner(kernel, rows, weights, rows, weights)) / count**2
-    if count > 1:
-        pairs *= count / (count - 1)
-    own = float(beta @ np.asarray(kernel.deficit(squared_distances(z, z))) @ beta)
-    distinct = pairs - 2 * beta @ sample_cross + own
+    distinct = unbias(pairs, count) - 2 * beta @ sample_cross + own
     same = own - 2 * beta @ cross
     return float((1 - 1 / n) * distinct + same / n)
 
 
 def _start_points(rng, x, m, start, sphere):
     if start == "rows":
-        return np.asarray(x[np.sort(rng.choice(len(x), m, replace=False))], np.float32)
+        return np.asarray(_some_rows(rng, x, m), np.float32)
     z = rng.standard_normal((m, x.shape[1]), np.float32)
     if sphere:
         return z / np.linalg.norm(z, axis=1, keepdims=True)
     return x.mean(0) + x.std(0) * z
 
 
-def _gauss_newton_points(rngs, samples, m, kernel, start, steps):
+def _gauss_newton_points(rngs, samples, m, kernel, start, steps, sphere):
     """Points for a group of samples that have the same m, in one compiled call."""
-    fits = [
-        x if len(x) <= _FIT_ROWS else x[np.sort(rng.choice(len(x), _FIT_ROWS, replace=False))]
-        for rng, x in zip(rngs, samples, strict=True)
-    ]
-    sphere = all(on_sphere(x) for x in fits)
-    z = np.stack([_start_points(r, x, m, start, sphere) for r, x in zip(rngs, fits, strict=True)])
-    length = _pad_length(max(len(x) for x in fits))
-    rows, weights = zip(*(_padded(x, length) for x in fits), strict=True)
-    counts = np.array([[len(x)] for x in fits], np.float32)
+    z = [_start_points(r, x, m, start, sphere) for r, x in zip(rngs, samples, strict=True)]
+    length = _pad_length(max(len(x) for x in samples))
+    rows, weights = zip(*(_padded(x, length) for x in samples), strict=True)
+    counts = np.array([[len(x)] for x in samples], np.float32)
     z, accepted = _gauss_newton(
-        z, np.stack(rows), np.stack(weights) / counts, kernel, steps, sphere
+        np.stack(z), np.stack(rows), np.stack(weights) / counts, kernel, steps, sphere
     )
     return [(z, None, int(a)) for z, a in zip(np.asarray(z), np.asarray(accepted), strict=True)]
 
@@ -232,13 +228,9 @@ def _kmeans_points(rng, x, m, kernel):
 
 
 def _herding_points(rng, x, m, kernel):
-    if len(x) > _HERDING_CANDIDATES:
-        candidates = x[np.sort(rng.choice(len(x), _HERDING_CANDIDATES, replace=False))]
-    else:
-        candidates = x
-    candidates = np.asarray(candidates, np.float32)
-    square = (candidates.astype(np.float64) ** 2).sum(1)
-    c = _mean_deficits(kernel, candidates, x) + kernel.offset(square, 0.0)
+    candidates = np.asarray(_some_rows(rng, x, _HERDING_CANDIDATES), np.float32)
+    squares = (candidates.astype(np.float64) ** 2).sum(1)
+    c = _mean_deficits(kernel, candidates, x) + kernel.per_square * squares
     picks = np.asarray(herd_indices(kernel, jnp.asarray(c), jnp.asarray(candidates), count=m))
     distinct, counts = np.unique(picks, return_counts=True)
     return candidates[distinct], counts / m, 0
@@ -299,19 +291,16 @@ def reduce_many(
             if len(x) <= m and start == "rows" and method == "gauss_newton":
                 points[i] = np.asarray(x, np.float32), np.full(len(x), 1 / len(x)), 0
             elif method == "gauss_newton":
-                groups.setdefault(min(m, len(x)), []).append(i)
+                fit = _some_rows(rngs[i], x, _FIT_ROWS)
+                groups.setdefault((min(m, len(x)), on_sphere(fit)), []).append((i, fit))
             else:
                 points[i] = _BASELINES[method](rngs[i], x, min(m, len(x)), kernel)
-        for size, members in groups.items():
+        for (size, sphere), members in groups.items():
+            indices, fits = zip(*members, strict=True)
             fitted = _gauss_newton_points(
-                [rngs[i] for i in members],
-                [samples[i] for i in members],
-                size,
-                kernel,
-                start,
-                steps,
+                [rngs[i] for i in indices], fits, size, kernel, start, steps, sphere
             )
-            for i, result in zip(members, fitted, strict=True):
+            for i, result in zip(indices, fitted, strict=True):
                 points[i] = result
         return [_weigh(rng, kernel, x, *p) for rng, x, p in zip(rngs, samples, points, strict=True)]
 
@@ -319,15 +308,17 @@ def reduce_many(
 def _weigh(rng, kernel, x, z, beta, iterations):
     """Weights by QP unless given, the certificate, and the residual."""
     cross = _mean_deficits(kernel, z, x)
-    k_offset, c_offset = _offsets(kernel, jnp.asarray(z, jnp.float64))
-    k = np.asarray(kernel.deficit(squared_distances(*2 * [jnp.asarray(z, jnp.float64)])) + k_offset)
-    c = cross + np.asarray(c_offset)
+    wide = jnp.asarray(z, jnp.float64)
+    deficits = kernel.deficit(squared_distances(wide, wide))
+    k_offset, c_offset = _offsets(kernel, wide)
+    k, c = np.asarray(deficits + k_offset), np.asarray(cross + c_offset)
     if beta is None:
         solution = solve_simplex(k, c)
         beta, gap = np.asarray(solution.beta), float(solution.gap)
     else:
         gap = float(duality_gap(jnp.asarray(k), jnp.asarray(c), jnp.asarray(beta)))
-    residual = _residual(rng, kernel, z, beta, cross, x)
+    own = beta @ np.asarray(deficits) @ beta
+    residual = _residual(rng, kernel, z, beta, cross, own, x)
     return Reduced(RKME(z, beta), len(x), residual, gap, iterations)
 
 

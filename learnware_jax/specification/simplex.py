@@ -90,9 +90,10 @@ def pairwise_frank_wolfe(
 def polish(
     k: Float[Array, "n n"], c: Float[Array, " n"], beta: Float[Array, " n"]
 ) -> Float[Array, " n"]:
-    """The exact optimum on the support of beta, where that is feasible and has a smaller gap.
+    """The exact optimum on the support of beta, if that is feasible and has a smaller gap.
 
-    Returns beta unchanged otherwise, and when the support exceeds 1,024 or K is singular on it.
+    Returns beta unchanged otherwise, as where K is singular on it. Of a larger support only
+    the 1,024 greatest weights are solved for.
     """
     size = min(beta.shape[0], _POLISH_SIZE)
     weight, index = jax.lax.top_k(beta, size)
@@ -106,8 +107,7 @@ def polish(
     candidate = jnp.zeros_like(beta).at[index].set(solved / solved.sum())
     # NaN from a failed factorisation compares false, so it is never kept.
     better = duality_gap(k, c, candidate) < duality_gap(k, c, beta)
-    keep = better & (candidate >= 0).all() & ((beta > 0).sum() <= size)
-    return jnp.where(keep, candidate, beta)
+    return jnp.where(better & (candidate >= 0).all(), candidate, beta)
 
 
 def interior_point(
@@ -141,8 +141,6 @@ def interior_point(
     scale = jnp.maximum(jnp.abs(k).max(), spread.max())
     slack = jnp.where(mask, spread + 1e-2 * scale, 1)
     level = (gradient - slack)[jnp.argmax(mask)]  # K beta - c = level + slack
-    # Only the direction sees it: Cholesky survives singular K, and the solution does not move.
-    ridge = 4 * c.shape[0] * eps * scale
 
     def longest(value, change):
         ratio = jnp.where(change < 0, -value / jnp.where(change < 0, change, -1), jnp.inf)
@@ -153,7 +151,7 @@ def interior_point(
         complementarity = jnp.sum(real * beta * slack) / count
         dual = _gradient(k, c, real * beta) - real * (level + slack)
         primal = jnp.sum(real * beta) - 1
-        factor = jnp.linalg.cholesky(k + jnp.diag(slack / beta + ridge))
+        factor = jnp.linalg.cholesky(k + jnp.diag(slack / beta))
 
         def direction(target):
             rhs = jnp.stack([real * target / beta - dual, real], axis=1)
