@@ -20,6 +20,7 @@ def get_config(size="full"):
     return ConfigDict(
         dict(
             workdir=f"runs/bench_reduce-{size}",
+            tasks=("fiqa",) if size == "smoke" else ("dock",),
             rows=SIZES[size],
             points={"full": (10, 100), "smoke": (10,)}.get(size, (100,)),
             # "median" or a gamma.

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.common import embed_texts, launch, open_encoder, say, space_of, write_json
-from learnware_jax.dock.tasks import TASKS, load_task
+from learnware_jax.dock.tasks import load_task
 from learnware_jax.dock.texts import sample
 from learnware_jax.specification import kernels
 from learnware_jax.specification.reduce import reduce

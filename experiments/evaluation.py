@@ -107,7 +107,9 @@ def _one_seed(config, seed, same, others, texts, rows):
     cosine = mean_cosine(means, means)
     foreign = np.where(domains[:, None] != domains, cosine, -np.inf).max(1)
     thresholds = {
-        "rkme": calibrate_threshold(held_out_distances(pool, domains), false_acceptance=rate),
+        "rkme": calibrate_threshold(
+            held_out_distances(pool, domains.tolist()), false_acceptance=rate
+        ),
         "mean_cosine": calibrate_threshold(-foreign, false_acceptance=rate),
         "random": np.inf,
     }

@@ -34,8 +34,8 @@ def _save(figure, path: Path):
 
 def plot_rankings(path: Path, users: Sequence[dict], threshold: float, *, shown: int = 8) -> None:
     """The closest learnwares of each user with intervals, closest on top; see results.json."""
-    figure = _new(figsize=(4.2 * len(users), 0.32 * shown + 1.6))
-    colors = domain_colors([entry["domain"] for user in users for entry in user["ranking"]])
+    figure = _new(figsize=(max(4.2 * len(users), 6.5), 0.32 * shown + 2))
+    colors = domain_colors([e["domain"] for user in users for e in user["ranking"][:shown]])
     for axis, user in zip(np.atleast_1d(figure.subplots(1, len(users))), users, strict=True):
         entries = user["ranking"][:shown]
         for row, entry in enumerate(entries):
@@ -51,6 +51,9 @@ def plot_rankings(path: Path, users: Sequence[dict], threshold: float, *, shown:
         axis.set_xlabel("squared MMD", fontsize=8)
         axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
+    for domain, color in colors.items():
+        figure.axes[0].plot([], [], color=color, linewidth=2, label=domain)
+    figure.legend(loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     figure.suptitle(
         "Closest learnwares. Filled: not separated from the first. Dashed: beyond it, none fits.",
         fontsize=9,

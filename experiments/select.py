@@ -226,7 +226,9 @@ def _table(output: dict) -> tuple[list[str], list[list[str]]]:
     """One user: the ranking. Several: a line each."""
 
     def numbers(entry):
-        return f"{entry['distance']:.4f}", f"{entry['lower']:.4f} to {entry['upper']:.4f}"
+        # Adding 0.0 turns a rounded -0.0 into 0.0.
+        shown = [f"{round(entry[f], 4) + 0.0:.4f}" for f in ("distance", "lower", "upper")]
+        return shown[0], f"{shown[1]} to {shown[2]}"
 
     users = output["users"]
     measured = ["squared MMD", f"{output['level']:.0%} interval"]
@@ -270,23 +272,22 @@ def _closing(output: dict) -> list[str]:
         parts = ", ".join(f"{part['weight']:.2f} {part['id']}" for part in user["mixture"])
         lines += [f"{user['id']} ({user['n']} texts): {_advice(user)}.", f"As a mixture: {parts}."]
         return lines
-    for kind, question in (
-        ("same", "got the learnware of their own task"),
-        ("unseen", "got a learnware of their domain"),
-        ("outside", "were told that none fits"),
-    ):
+    for kind in ("same", "unseen", "outside"):
         group = [user for user in output["users"] if user["kind"] == kind]
-        hits = sum(
-            {
-                "same": user["decision"] == user["id"],
-                "unseen": user["decision"] == user["ranking"][0]["id"]
-                and user["ranking"][0]["domain"] == user["domain"],
-                "outside": user["decision"] == NONE_FITS,
-            }[kind]
-            for user in group
-        )
+        firsts = [user["ranking"][0] for user in group]
+        refused = sum(user["decision"] == NONE_FITS for user in group)
+        pairs = list(zip(group, firsts, strict=True))
+        found = {
+            "same": f"the learnware of their own task comes first for "
+            f"{sum(user['id'] == first['id'] for user, first in pairs)}",
+            "unseen": f"a learnware of their domain comes first for "
+            f"{sum(user['domain'] == first['domain'] for user, first in pairs)}",
+            "outside": "their domain is not in the dock",
+        }[kind]
         if group:
-            lines.append(f"{kind}: {hits} of {len(group)} users {question}.")
+            lines.append(
+                f"{kind} ({len(group)} users): {found}; {refused} are told that none fits."
+            )
     return lines
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import oracle
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
-from learnware_jax.selection.decision import calibrate_threshold, select
+from learnware_jax.selection.decision import calibrate_threshold, held_out_distances, select
 from learnware_jax.selection.interval import intervals, undominated
 from learnware_jax.selection.pool import build_pool
 from learnware_jax.selection.ranking import rank
@@ -25,7 +25,8 @@ def specs(count, *, points=10, seed=0):
 
 
 IDS = ("law", "medicine", "sport", "music")
-POOL = build_pool(specs(4), Gaussian(0.5), ids=IDS, n=[30] * 4, residual=[1e-3] * 4)
+GAUSSIAN = Gaussian(0.5)
+POOL = build_pool(specs(4), GAUSSIAN, ids=IDS, n=[30] * 4, residual=[1e-3] * 4)
 USER = specs(4)[2]
 
 
@@ -88,6 +89,35 @@ def test_false_acceptance_stays_within_the_rate(tasks, rate):
     exact = np.floor((tasks + 1) * rate + 1e-9) / (tasks + 1)
     assert exact <= rate
     assert abs(np.mean(accepted) - exact) < 3.5 * np.sqrt(exact * (1 - exact) / 4000)
+
+
+def test_held_out_distances_are_to_the_nearest_of_another_group():
+    learnwares, groups = specs(6), ["a", "b", "a", "c", "b", "a"]
+    n = [20, 30, 40, 50, 60, 70]
+    pool = build_pool(learnwares, GAUSSIAN, ids=list("uvwxyz"), n=n, residual=[0.0] * 6)
+
+    def unbiased(p, n_p, q, n_q):
+        selves = sum(
+            (oracle.inner(GAUSSIAN, spec, spec) - 1) * rows / (rows - 1)
+            for spec, rows in ((p, n_p), (q, n_q))
+        )
+        return selves + 2 - 2 * oracle.inner(GAUSSIAN, p, q)
+
+    wanted = [
+        min(
+            unbiased(learnwares[i], n[i], learnwares[j], n[j])
+            for j in range(6)
+            if groups[j] != groups[i]
+        )
+        for i in range(6)
+    ]
+    assert_allclose(held_out_distances(pool, groups), wanted, atol=2e-7)
+
+
+@pytest.mark.parametrize("groups", [["a", "b"], ["a"] * 4])
+def test_bad_groups_are_refused(groups):
+    with pytest.raises(ValueError, match=f"held_out_distances: got {len(groups)} groups"):
+        held_out_distances(POOL, groups)
 
 
 @pytest.mark.parametrize(

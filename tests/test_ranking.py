@@ -122,6 +122,15 @@ def test_distances_do_not_depend_on_the_size_of_a_chunk(monkeypatch):
     ranking._cross_deficits.clear_cache()
 
 
+def test_users_are_ranked_in_batches_of_any_size(monkeypatch):
+    pool, users = pool_of(specs(M)), specs(5, seed=1)
+    whole = distances(users, pool, n=[50] * 5)
+    monkeypatch.setattr(ranking, "_USER_ROWS", 2 * 16)
+    assert_allclose(distances(users, pool, n=[50] * 5), whole, atol=ATOL)
+    monkeypatch.setattr(ranking, "_USER_ROWS", 1)
+    assert_allclose(distances(users, pool, n=[50] * 5), whole, atol=ATOL)
+
+
 def test_padding_changes_nothing():
     learnwares, user = specs(M), specs(1, seed=1)[0]
     alone = np.array([distances([user], pool_of([spec]), n=[50])[0, 0] for spec in learnwares])

@@ -25,6 +25,6 @@ def mean_cosine(users: Sequence[RKME], learnwares: Sequence[RKME]) -> Float[np.n
     def directions(rows):
         rows = rows - center
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return np.where(norms > rounding, rows / np.maximum(norms, rounding), 0)
+        return rows / np.where(norms > rounding, norms, np.inf)
 
     return directions(means(users)) @ directions(pool).T

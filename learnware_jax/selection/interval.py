@@ -76,7 +76,9 @@ def intervals(
     Two parts add up. Sampling: a Student quantile (n - 1 degrees of freedom) times the standard
     error of the unbiased estimate, with the first- and second-order terms of its Hoeffding
     decomposition (Sutherland et al., arXiv 1611.04488; Serfling 1980, section 5.2), whose moments
-    are taken under the weights of the two specifications. Compression: what moving each embedding
+    are taken under the weights of the two specifications. Up to sqrt(3) too wide where the two
+    distributions nearly agree: the first-order terms then vanish, but their estimates do not.
+    Compression: what moving each embedding
     by its residual could do at most, by the triangle inequality.
 
     Arguments:

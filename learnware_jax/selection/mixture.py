@@ -25,9 +25,20 @@ class Mixture(NamedTuple):
 
 
 def _gram_rows(pool: Pool, index: Sequence[int]) -> Float[np.ndarray, "k M"]:
-    """<mu_i, mu_j> of learnwares i in `index` and all j. One for the constant that deficits lack:
-    on the simplex it cancels, and the matrix is positive with it."""
+    """<mu_i, mu_j> of learnwares i in `index` and all j, with one for what the deficits lack.
+
+    For the linear kernel that is exact on unit rows only, but on the simplex any constant cancels.
+    """
     return 1 + cross_deficits(members(pool, index), pool)
+
+
+def _among(pool: Pool, index: list[int]) -> Pool:
+    # A capacity is a power of two: the first fills it up, without an id.
+    spare = 2 ** (len(index) - 1).bit_length() - len(index)
+    rows = np.array(index + index[:1] * spare)
+    fields = ("z", "z_squared", "beta", "self_term", "n", "residual")
+    kept = {name: getattr(pool, name)[rows] for name in fields}
+    return pool._replace(**kept, ids=tuple(pool.ids[i] for i in index))
 
 
 def _mixture(pool, index, gram, c, own) -> Mixture:
@@ -46,8 +57,8 @@ def mixture_weights(user: RKME, pool: Pool, *, candidates: Sequence[int] | None 
     """The mixture closest to the user: w on the simplex with the least |sum_l w_l mu_l - mu_u|^2.
 
     Solved to a certified gap on the Gram matrix of the candidates' embeddings; `candidates` are
-    positions in pool.ids, by default all (a pool of M costs M rankings). Learnwares that are nearly
-    the same share their weight in no particular way: read the weights of such a group together.
+    positions in pool.ids, by default all; k of them cost k rankings of a pool of k. Learnwares that
+    are nearly the same share their weight in no particular way: read such weights together.
     ValueError for no candidates, or candidates that are repeated or not in the pool.
     """
     count = len(pool.ids)
@@ -57,8 +68,10 @@ def mixture_weights(user: RKME, pool: Pool, *, candidates: Sequence[int] | None 
             f"mixture_weights: got candidates {index}; want different positions in pool.ids, from "
             f"0 to {count - 1}, and at least one."
         )
-    gram = _gram_rows(pool, index)[:, index]
-    c = 1 + cross_deficits([user], pool)[0, index]
+    if candidates is not None:
+        pool, index = _among(pool, index), range(len(index))
+    gram = _gram_rows(pool, index)
+    c = 1 + cross_deficits([user], pool)[0]
     return _mixture(pool, index, gram, c, 1 + float(own_deficits([user], pool)[0]))
 
 

@@ -164,4 +164,6 @@ def extend(
 def members(pool: Pool, index: Sequence[int] | None = None) -> list[RKME]:
     """The specifications in a pool (at positions `index`, by default all), points put back."""
     index = range(len(pool.ids)) if index is None else index
-    return [RKME(np.asarray(pool.z[i]) + pool.center, np.asarray(pool.beta[i])) for i in index]
+    rows = np.asarray(index)
+    z = np.asarray(pool.z[rows]) + pool.center
+    return [RKME(*pair) for pair in zip(z, np.asarray(pool.beta[rows]), strict=True)]

@@ -13,6 +13,8 @@ from learnware_jax.specification.rkme import RKME, check_rkme, unbias
 
 # Points and kernel values of one step: they should stay in the cache that two cores share.
 _CHUNK_BYTES = 4 << 20
+# Rows of users in one program: what a chunk of one learnware makes of them still fits.
+_USER_ROWS = 4096
 # float32 sums of this many terms keep the last digit; longer ones go on in float64.
 _SHORT_SUM = 16
 
@@ -77,10 +79,21 @@ def cross_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, "q M"
     sum_ij a_i b_j deficit(|u_i - z_j|^2), float64 from float32 products. Raises as `distances`.
     """
     z, beta = _stacked(users, pool)
+    z, beta = z - pool.center, beta.astype(np.float32)
+    batch = max(1, _USER_ROWS // z.shape[1])
     with jax.enable_x64(True):
-        points, weights = jnp.asarray(z - pool.center), jnp.asarray(beta, jnp.float32)
-        cross = _cross_deficits(pool.kernel, pool.z, pool.z_squared, pool.beta, points, weights)
-    return np.asarray(cross)[:, : len(pool.ids)]
+        cross = [
+            _cross_deficits(
+                pool.kernel,
+                pool.z,
+                pool.z_squared,
+                pool.beta,
+                z[i : i + batch],
+                beta[i : i + batch],
+            )
+            for i in range(0, len(z), batch)
+        ]
+    return np.concatenate(cross)[:, : len(pool.ids)]
 
 
 def own_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, " q"]:
