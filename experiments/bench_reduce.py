@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.build import tasks_of
 from experiments.common import embed_texts, launch, open_encoder, say, space_of, write_json
 from learnware_jax.dock.tasks import load_task
 from learnware_jax.dock.texts import sample
@@ -29,14 +30,10 @@ PEERS = ("goodpoints", "coreax", "learnware")
 
 
 def real_embeddings(config: ConfigDict, count: int) -> np.ndarray:
-    """`count` embedded texts of the catalogue's dock tasks, a sample fixed by their hashes."""
-    texts = dict.fromkeys(
-        text for task in TASKS.values() if task.role == "dock" for text in load_task(task.name)
-    )
+    """`count` embedded texts of `config.tasks`, a sample fixed by their hashes."""
+    texts = dict.fromkeys(text for t in tasks_of(config.tasks) for text in load_task(t.name))
     if len(texts) < count:
-        raise ValueError(
-            f"bench_reduce: the catalogue has {len(texts)} texts, {count} were wanted."
-        )
+        raise ValueError(f"bench_reduce: the tasks have {len(texts)} texts; {count} are wanted.")
     encoder = open_encoder(config)
     return embed_texts(encoder, sample(list(texts), count), space_of(encoder, config), keep=True)
 

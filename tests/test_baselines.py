@@ -24,10 +24,13 @@ def test_cosines_are_centred_by_the_pool_and_weighted():
 
 
 def test_a_mean_at_the_centre_has_cosine_zero():
-    """Three times a number is not always its sum; what rounding leaves has no direction."""
-    same = RKME(points([0.1, 0.7, 0.3], [0.4, 0.2, 0.6]), np.array([0.3, 0.7]))
-    assert_array_equal(mean_cosine([same, from_rows(points([1, 0, 0]))], [same] * 3), 0)
-    assert_array_equal(mean_cosine([same], [from_rows(points([0, 0, 0]))]), 0)
+    """A sum of equal numbers, divided, is not always the number: what is left is no direction."""
+    rng = np.random.default_rng(0)
+    same = RKME(oracle.unit_rows(rng, 10, 8), rng.dirichlet(np.ones(10)))
+    mean = same.beta @ same.z
+    assert (np.stack([mean] * 7).mean(0) != mean).any()
+    assert_array_equal(mean_cosine([same, from_rows(points([1] * 8))], [same] * 7), 0)
+    assert_array_equal(mean_cosine([same], [from_rows(points([0] * 8))]), 0)
 
 
 def test_scale_and_place_do_not_matter_and_order_follows():

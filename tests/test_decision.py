@@ -68,7 +68,7 @@ def test_a_selection_can_be_written_as_json():
         (0.1, 0.1),  # k = floor(10 x 0.1) = 1
         (0.19, 0.1),
         (0.2, 0.2),
-        (0.3, 0.3),  # 10 x 0.3 is 3 and not 2.9999999
+        (0.3, 0.3),
         (0.7, 0.7),
         (0.95, 0.9),
         (0.09, -np.inf),  # k = 0
@@ -78,6 +78,11 @@ def test_a_threshold_is_an_order_statistic(rate, threshold):
     nearest = np.array([0.3, 0.1, 0.9, 0.2, 0.8, 0.4, 0.7, 0.5, 0.6])
     assert calibrate_threshold(nearest, false_acceptance=rate) == threshold
     assert_array_equal(nearest[:3], [0.3, 0.1, 0.9])
+
+
+def test_rounding_costs_no_order_statistic():
+    assert 100 * 0.29 < 29  # in floating point
+    assert calibrate_threshold(np.arange(1.0, 100.0), false_acceptance=0.29) == 29
 
 
 @pytest.mark.parametrize("tasks, rate", [(9, 0.1), (20, 0.1), (35, 0.05), (12, 0.5)])

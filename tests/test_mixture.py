@@ -14,6 +14,7 @@ from learnware_jax.specification.kernels import Gaussian
 from learnware_jax.specification.rkme import RKME
 
 D, M = 8, 6
+IDS = [f"lw{i}" for i in range(M)]
 GAUSSIAN = Gaussian(0.5)
 KERNELS = pytest.mark.parametrize("kernel", oracle.ALL_KERNELS, ids=oracle.kernel_name)
 
@@ -195,8 +196,11 @@ def test_the_unbiased_self_terms_of_a_pool_do_not_enter():
     few, many = (greedy_mixture(user, pool_of(learnwares, n=n)) for n in (2, 10**6))
     assert few.ids == many.ids
     assert_allclose(few.weights, many.weights, atol=1e-6)
-    one = greedy_mixture(user, pool_of(learnwares, n=1))
-    assert one.ids == many.ids
+    nearest = greedy_mixture(user, pool_of(learnwares), max_size=1).ids
+    for i in range(M):  # twice the self term would make learnware i look closer
+        n = [2 if j == i else 10**6 for j in range(M)]
+        mixed = build_pool(learnwares, GAUSSIAN, ids=IDS, n=n, residual=[0.0] * M)
+        assert greedy_mixture(user, mixed, max_size=1).ids == nearest
 
 
 @pytest.mark.parametrize("candidates", [[], [0, 0], [-1], [M]])

@@ -103,7 +103,7 @@ def _model_step(kernel, z, beta, k_slope, k_curvature, k, gradient, damping, tan
     return tangent(step)
 
 
-@partial(jax.jit, static_argnames=("steps", "sphere"))
+@partial(jax.jit, static_argnames="sphere")
 @partial(jax.vmap, in_axes=(0, 0, 0, None, None, None))
 def _gauss_newton(z, x, weights, kernel, steps, sphere):
     """Points after `steps` Levenberg-Marquardt steps from z, and how many of them were accepted."""
@@ -122,7 +122,7 @@ def _gauss_newton(z, x, weights, kernel, steps, sphere):
         along = (v * z).sum(1, keepdims=True).astype(v.dtype) * z.astype(v.dtype)
         return v - along if sphere else v
 
-    def step(state, _):
+    def step(_, state):
         (z, (_, x_slope, x_pull), t, k, beta, objective), damping, accepted = state
         k_slope, k_curvature = kernel.slope(t), kernel.curvature(t)
         from_points = z * (k_slope @ beta)[:, None] - k_slope @ (beta[:, None] * z)
@@ -140,10 +140,10 @@ def _gauss_newton(z, x, weights, kernel, steps, sphere):
         better = trial[-1] < objective
         kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), trial, state[0])
         damping = jnp.where(better, 0.4 * damping, 5 * damping)
-        return (kept, damping, accepted + better), None
+        return kept, damping, accepted + better
 
     start = (evaluate(z.astype(jnp.float64)), jnp.asarray(1e-2, jnp.float64), jnp.zeros((), int))
-    ((z, *_), _, accepted), _ = jax.lax.scan(step, start, None, length=steps)
+    (z, *_), _, accepted = jax.lax.fori_loop(0, steps, step, start)
     return z.astype(jnp.float32), accepted
 
 
@@ -200,7 +200,7 @@ def _start_points(rng, x, m, start, sphere):
     z = rng.standard_normal((m, x.shape[1]), np.float32)
     if sphere:
         return z / np.linalg.norm(z, axis=1, keepdims=True)
-    return x.mean(0) + x.std(0) * z
+    return (x.mean(0) + x.std(0) * z).astype(np.float32)
 
 
 def _gauss_newton_points(rngs, samples, m, kernel, start, steps, sphere):
