@@ -1,22 +1,23 @@
 """Package metadata of learnware_jax; tool settings are in pyproject.toml."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    # pip is named because `dock.materials` runs it to fetch the texts of the tests.
     "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "ruff>=0.11"],
     "notebooks": ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"],
     "interop": ["learnware>=0.4.0.post1", "peft>=0.18"],
     "parity": ["torch>=2.6", "transformers>=5.17,<6"],
     "eval": ["lm_eval>=0.4.13"],
-    "bench": ["goodpoints>=0.3"],
+    "bench": ["goodpoints>=0.6", "coreax>=0.4"],
 }
 
 setup(
     name="learnware_jax",
     version="0.1.0",
-    description="Learnwares in JAX: specifications of what models are for, and docks that rank them",
-    long_description=open("README.md", encoding="utf-8").read(),
+    description="Specifications of what models are for, and docks that rank models by them",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -32,7 +33,7 @@ setup(
         "ml_collections>=1.0",
         "numpy>=2.0",
         "pandas>=2.2",
-        "pip>=23",
+        "pip>=23",  # dock.materials runs it to fetch the encoder and the texts
         "platformdirs>=4",
         "rich>=13.7",
         "safetensors>=0.5",

@@ -83,6 +83,16 @@ def test_spread_is_a_share_of_the_median_distance():
     assert_allclose(lengths.mean(), 1.0, rtol=0.05)
 
 
+def test_candidates_come_from_points_by_weight():
+    spec = RKME(np.array([[0.0], [10.0]], np.float32), np.array([0.9, 0.1]))
+    # One candidate for one sample: what is herded is the draw.
+    draws = [
+        herd(jax.random.key(i), spec, Gaussian(0.5), 1, candidates_per_sample=1, spread=0.01)
+        for i in range(60)
+    ]
+    assert abs(np.mean(np.concatenate(draws) < 5) - 0.9) < 0.15  # 4 standard errors
+
+
 def test_one_point_has_a_scale_too():
     rows = herd(KEY, RKME(np.ones((1, D)), np.ones(1)), Gaussian(0.5), 5)
     assert 0.01 < np.linalg.norm(rows - 1, axis=1).max() < 1

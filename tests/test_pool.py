@@ -129,7 +129,7 @@ def test_a_pool_is_the_same_under_any_x64_setting():
     outside = pool_of(specs)
     assert_same(outside, inside)
     assert inside.z.dtype == outside.z.dtype == np.float32
-    assert inside.beta.dtype == outside.beta.dtype == np.float32
+    assert inside.beta.dtype == outside.beta.dtype == np.float64
 
 
 @pytest.mark.parametrize("kernel", oracle.ALL_KERNELS, ids=oracle.kernel_name)

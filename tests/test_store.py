@@ -545,7 +545,7 @@ def test_learnwares_of_another_space_stay_out(dock, tmp_path, changes, message):
 @pytest.mark.parametrize(
     "id",
     [
-        *("", ".", "..", ".hidden", "a/b", "../a", "/etc", "a\\b", "a..b", "~", "*"),
+        *("none", "", ".", "..", ".hidden", "a/b", "../a", "/etc", "a\\b", "a..b", "~", "*"),
         *("A", "a b", "a\n", "a\0", "é", "x" * 101),
     ],
 )

@@ -285,10 +285,10 @@ def _dimension(space: dict[str, Any], *, where: str) -> int:
 
 def _check_id(id: str, *, where: str) -> None:
     plain = isinstance(id, str) and re.fullmatch("[a-z0-9_-][a-z0-9_.-]{0,99}", id)
-    if not plain or ".." in id:
+    if not plain or ".." in id or id == "none":  # a selection says "none" when nothing fits
         raise ValueError(
             f"{where}: {id!r} is not an id; use at most 100 lower-case letters, digits, '-', '_' "
-            "and '.', not starting with '.', without '..'."
+            "and '.', not starting with '.', without '..'; not 'none'."
         )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from learnware_jax.selection.pool import Pool, members
+from learnware_jax.selection.pool import Pool, members, round_up
 from learnware_jax.selection.ranking import cross_deficits, own_deficits
 from learnware_jax.specification.rkme import RKME
 from learnware_jax.specification.simplex import solve_simplex
@@ -33,8 +33,8 @@ def _gram_rows(pool: Pool, index: Sequence[int]) -> Float[np.ndarray, "k M"]:
 
 
 def _among(pool: Pool, index: list[int]) -> Pool:
-    # A capacity is a power of two: the first fills it up, without an id.
-    spare = 2 ** (len(index) - 1).bit_length() - len(index)
+    # The first fills the capacity up, without an id.
+    spare = round_up(len(index)) - len(index)
     rows = np.array(index + index[:1] * spare)
     fields = ("z", "z_squared", "beta", "self_term", "n", "residual")
     kept = {name: getattr(pool, name)[rows] for name in fields}

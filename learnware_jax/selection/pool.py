@@ -15,8 +15,6 @@ from jaxtyping import Array, Float
 from learnware_jax.specification.kernels import Kernel
 from learnware_jax.specification.rkme import RKME, check_rkme, self_deficit, unbias
 
-_SMALLEST_CAPACITY = 16
-
 
 class Pool(NamedTuple):
     """Up to C specifications of at most m points each; the first len(ids) rows are in use."""
@@ -25,11 +23,18 @@ class Pool(NamedTuple):
     center: Float[Array, " d"]  # subtracted from every point, against cancellation in distances
     z: Float[Array, "C m d"]  # float32, centred
     z_squared: Float[Array, "C m"]  # |z|^2 of the centred points
-    beta: Float[Array, "C m"]  # float32
+    beta: Float[Array, "C m"]  # float64, so that only kernel values are rounded
     self_term: Float[np.ndarray, " C"]  # float64: unbiased sum_ij beta_i beta_j deficit
     n: np.ndarray  # (C,) int: rows behind each specification
     residual: Float[np.ndarray, " C"]  # float64: squared MMD lost by compression
     ids: tuple[str, ...]
+
+
+def round_up(count: int) -> int:
+    """A capacity for `count` learnwares: at most 1/8 more, or 15, and divisible by 16 or more, so
+    that chunks of a power of two come out even."""
+    step = max(16, 1 << max(0, (count - 1).bit_length() - 4))
+    return -(-count // step) * step
 
 
 def stack(
@@ -72,6 +77,10 @@ def _rows(specs, n, residual, ids, kernel, center, points):
     return z, z_squared, beta, selves, list(n), list(residual), ids
 
 
+def _usable(n, residual):
+    return n >= 1 and np.isfinite(residual)
+
+
 def build_pool(
     specs: Sequence[RKME],
     kernel: Kernel,
@@ -86,10 +95,11 @@ def build_pool(
       specs: their reduced sets, weights on the simplex.
       ids: their names, all different.
       n: the number of rows that each specification was made from (for unbiased self terms).
-      residual: the squared MMD between those rows and the reduced set.
+      residual: the squared MMD between those rows and the reduced set; an estimate of it may be
+        negative, and then counts as zero.
 
-    Raises ValueError for no learnware, lists of different length, a repeated id, a specification
-    that `check_rkme` refuses, or points of different dimension.
+    Raises ValueError for no learnware, lists of different length, a repeated id, n < 1, a residual
+    that is not finite, a specification that `check_rkme` refuses, or different dimensions.
     """
     if not len(specs):
         raise ValueError("build_pool: got no specification; want at least one.")
@@ -100,7 +110,7 @@ def build_pool(
         center=center,
         z=np.zeros((0, 0, len(center)), np.float32),
         z_squared=np.zeros((0, 0), np.float32),
-        beta=np.zeros((0, 0), np.float32),
+        beta=np.zeros((0, 0)),
         self_term=np.zeros(0),
         n=np.zeros(0, np.int64),
         residual=np.zeros(0),
@@ -134,11 +144,14 @@ def extend(
                 f"pool: {name} has dimension {np.shape(spec.z)[1]}, the others "
                 f"{len(pool.center)}; embed all of them with one encoder."
             )
+    bad = [name for name, *r in zip(ids, n, residual, strict=True) if not _usable(*r)]
+    if bad:
+        raise ValueError(f"pool: n must be at least 1 and residual finite; not so for {bad}.")
     count = len(pool.ids)
     points = max(pool.z.shape[1], *(len(spec.beta) for spec in specs))
-    capacity = max(_SMALLEST_CAPACITY, len(pool.z))
-    while capacity < len(all_ids):
-        capacity *= 2
+    capacity = len(pool.z)
+    if capacity < len(all_ids):
+        capacity = max(2 * capacity, round_up(len(all_ids)))
     *arrays, ids = _rows(specs, n, residual, ids, pool.kernel, pool.center, points)
 
     def grown(old, new):
@@ -150,13 +163,16 @@ def extend(
 
     old = (pool.z, pool.z_squared, pool.beta, pool.self_term, pool.n, pool.residual)
     new = [grown(np.asarray(a), b) for a, b in zip(old, arrays, strict=True)]
+    with jax.enable_x64(True):
+        z, z_squared, beta = map(jnp.asarray, new[:3])
+    self_term, n, residual = new[3:]
     return pool._replace(
-        z=jnp.asarray(new[0]),
-        z_squared=jnp.asarray(new[1]),
-        beta=jnp.asarray(new[2]),
-        self_term=new[3],
-        n=new[4],
-        residual=new[5],
+        z=z,
+        z_squared=z_squared,
+        beta=beta,
+        self_term=self_term,
+        n=n,
+        residual=residual,
         ids=all_ids,
     )
 

@@ -36,9 +36,9 @@ def _cross_deficits(kernel, z, z_squared, beta, users, weights):
     on its own part of every chunk and no points move between devices.
     """
     (capacity, m, d), (q, k, _) = z.shape, users.shape
-    # A power of two, as the capacity is: chunks come out even.
+    # A power of two that divides the capacity.
     chunk = 1 << max(_CHUNK_BYTES // (4 * m * (q * k + d)), 1).bit_length() - 1
-    chunk = min(chunk, capacity)
+    chunk = min(chunk, capacity & -capacity)
     steps = capacity // chunk
     pool = [a.reshape(chunk, steps, *a.shape[1:]) for a in (z, z_squared, beta)]
     rows = users.reshape(q * k, d)

@@ -138,7 +138,7 @@ def unbias(deficit, n: int):
     Pairs i = i have deficit zero, so the V-statistic of deficits is (n - 1) / n of the U-statistic.
     From one row no such estimate exists, and the V-statistic is kept.
     """
-    return deficit * (n / (n - 1) if n > 1 else 1.0)
+    return deficit * (n / max(n - 1, 1))
 
 
 def squared_mmd_unbiased(
