@@ -228,7 +228,7 @@ def test_a_float64_user_is_ranked_as_the_float32_one():
 def test_a_further_learnware_and_user_of_the_same_size_class_compile_nothing():
     learnwares = specs(6)
     pool = pool_of(learnwares[:5])
-    rank(specs(1, points=12, seed=1), pool, n=[50])
+    rank(specs(1, points=13, seed=1), pool, n=[50])
     compiled = ranking._cross_deficits._cache_size(), pool_module._self_deficits._cache_size()
     pool = extend(pool, learnwares[5:], ids=["new"], n=[30], residual=[0.0])
     first_extension = pool_module._self_deficits._cache_size()
@@ -307,18 +307,21 @@ pool = build_pool(
 )
 mesh = jax.make_mesh((8,), ("pool",), axis_types=(jax.sharding.AxisType.Auto,))
 split = NamedSharding(mesh, PartitionSpec("pool"))
-arrays = {name: jax.device_put(getattr(pool, name), split) for name in ("z", "z_squared", "beta")}
+with jax.enable_x64(True):
+    parts = ("z", "z_squared", "beta")
+    arrays = {name: jax.device_put(getattr(pool, name), split) for name in parts}
 sharded = pool._replace(**arrays)
-ranking._CHUNK_BYTES = 16 * 4 * 10 * (3 * 16 + 8)  # four steps of sixteen learnwares
+ranking._CHUNK_BYTES = 16 * 4 * 10 * (3 * 12 + 8)  # four steps of sixteen learnwares
 one, eight = (ranking.rank(users, p, n=[20, 30, 40]) for p in (pool, sharded))
 np.testing.assert_array_equal(eight.index, one.index)
 np.testing.assert_allclose(eight.distance, one.distance, rtol=0, atol=1e-7)
 
 with jax.enable_x64(True):
-    points, weights = np.zeros((3, 16, 8), np.float32), np.zeros((3, 16), np.float32)
-    program = ranking._cross_deficits.lower(pool.kernel, *arrays.values(), points, weights)
+    points, weights = np.zeros((3, 12, 8), np.float32), np.zeros((3, 12), np.float32)
+    given = pool.kernel, *arrays.values(), points, weights
+    program = ranking._cross_deficits.lower(*given, shards=8)
     program = program.compile().as_text()
-assert "f32[2,4,10,8]" in program  # 8 learnwares a device, in four steps of two
+assert "f32[1,4,2,10,8]" in program  # 8 learnwares a device, in four steps of two
 assert "all-gather" not in program and "all-to-all" not in program
 """
 

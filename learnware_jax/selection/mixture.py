@@ -110,7 +110,8 @@ def greedy_mixture(
         index = [*index, int(np.argmax(gain))]
         rows = np.concatenate([rows, _gram_rows(pool, index[-1:])])
         wider = _mixture(pool, index, rows[:, index], c[index], own)
-        if wider.squared_mmd > (1 - tolerance) * best.squared_mmd:
+        # Below 1e-7 float32 kernel values tell nothing.
+        if best.squared_mmd - wider.squared_mmd < max(tolerance * best.squared_mmd, 1e-7):
             break
         best = wider
     return best

@@ -22,7 +22,7 @@ class Pool(NamedTuple):
     kernel: Kernel
     center: Float[Array, " d"]  # subtracted from every point, against cancellation in distances
     z: Float[Array, "C m d"]  # float32, centred
-    z_squared: Float[Array, "C m"]  # |z|^2 of the centred points
+    z_squared: Float[Array, "C m"]  # float64: |z|^2 of the centred points
     beta: Float[Array, "C m"]  # float64, so that only kernel values are rounded
     self_term: Float[np.ndarray, " C"]  # float64: unbiased sum_ij beta_i beta_j deficit
     n: np.ndarray  # (C,) int: rows behind each specification
@@ -56,7 +56,11 @@ def stack(
 
 @jax.jit
 def _self_deficits(kernel, z, beta):
-    return jax.lax.map(lambda rows: self_deficit(RKME(*rows), kernel), (z, beta))
+    # All in float64: it is done once a specification, and every distance has this error.
+    def one(rows):
+        return self_deficit(RKME(*(a.astype(jnp.float64) for a in rows)), kernel)
+
+    return jax.lax.map(one, (z, beta))
 
 
 def self_deficits(
@@ -109,7 +113,7 @@ def build_pool(
         kernel=kernel,
         center=center,
         z=np.zeros((0, 0, len(center)), np.float32),
-        z_squared=np.zeros((0, 0), np.float32),
+        z_squared=np.zeros((0, 0)),
         beta=np.zeros((0, 0)),
         self_term=np.zeros(0),
         n=np.zeros(0, np.int64),

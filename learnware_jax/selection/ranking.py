@@ -1,6 +1,7 @@
 """Ranking: the distance from users to every learnware of a pool, in one jitted, chunked program."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,11 +13,11 @@ from learnware_jax.selection.pool import Pool, self_deficits, stack
 from learnware_jax.specification.rkme import RKME, check_rkme, unbias
 
 # Points and kernel values of one step: they should stay in the cache that two cores share.
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 8 << 20
 # Rows of users in one program: what a chunk of one learnware makes of them still fits.
-_USER_ROWS = 4096
+_USER_ROWS = 800
 # float32 sums of this many terms keep the last digit; longer ones go on in float64.
-_SHORT_SUM = 16
+_SHORT_SUM = 4
 
 
 class Ranking(NamedTuple):
@@ -26,38 +27,48 @@ class Ranking(NamedTuple):
     distance: Float[np.ndarray, "q k"]  # unbiased squared MMD, float64
 
 
-@jax.jit
-def _cross_deficits(kernel, z, z_squared, beta, users, weights):
-    """sum_ij weights_i beta_j deficit(|u_i - z_j|^2) for users (Q, K, d), 16 | K, pool (C, m, d).
+@partial(jax.jit, static_argnames="shards")
+def _cross_deficits(kernel, z, z_squared, beta, users, weights, *, shards):
+    """sum_ij weights_i beta_j deficit(|u_i - z_j|^2) for users (Q, K, d), 4 | K, pool (C, m, d).
 
     One matrix product a chunk of the pool, then the kernel and its weighted sum while the chunk is
     in cache. Users' points are the rows: the products come out with the pool along the lanes.
-    A chunk is every (C / chunk)-th learnware, so that each device of a pool sharded along C works
-    on its own part of every chunk and no points move between devices.
+    A chunk is made of as many consecutive learnwares of each of the `shards` that C is divided
+    into, so that every device works on its own part of every chunk and no points move.
     """
     (capacity, m, d), (q, k, _) = z.shape, users.shape
     # A power of two that divides the capacity.
     chunk = 1 << max(_CHUNK_BYTES // (4 * m * (q * k + d)), 1).bit_length() - 1
-    chunk = min(chunk, capacity & -capacity)
+    chunk = max(shards, min(chunk, capacity & -capacity))
     steps = capacity // chunk
-    pool = [a.reshape(chunk, steps, *a.shape[1:]) for a in (z, z_squared, beta)]
     rows = users.reshape(q * k, d)
-    rows_squared = (rows * rows).sum(1)
+    # Squares in two float32 parts: rounded to one, they would make most of the error.
+    pool = [
+        a.reshape(shards, steps, chunk // shards, *a.shape[1:])
+        for a in (z, *_parts(z_squared), beta)
+    ]
+    rows_high, rows_low = _parts((rows.astype(jnp.float64) ** 2).sum(1)[:, None])
 
     def body(_, i):
-        points, squared, b = (jax.lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in pool)
+        points, high, low, b = (jax.lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in pool)
         cross = jnp.matmul(rows, points.reshape(-1, d).T, precision=jax.lax.Precision.HIGHEST)
-        squares = rows_squared[:, None] + squared.reshape(-1)
-        t = squares - 2 * cross
+        squares = rows_high + high.reshape(-1)
+        t = (squares - 2 * cross) + (rows_low + low.reshape(-1))
         # As in `squared_distances`: what rounding cannot tell from zero is zero.
         t = jnp.where(t > 4 * jnp.finfo(t.dtype).eps * squares, t, 0.0)
         terms = kernel.deficit(t).reshape(q, k, -1) * weights[:, :, None]
         short = terms.reshape(q, -1, _SHORT_SUM, chunk * m).sum(2)
-        sums = short.astype(jnp.float64).sum(1).reshape(q, chunk, m)
-        return None, (sums * b).sum(2)
+        sums = short.astype(jnp.float64).sum(1).reshape(q, *b.shape)
+        return None, (sums * b).sum(3)
 
     parts = jax.lax.scan(body, None, jnp.arange(steps))[1]
-    return parts.transpose(1, 2, 0).reshape(q, capacity)
+    return parts.transpose(1, 2, 0, 3).reshape(q, capacity)
+
+
+def _parts(x):
+    """float64 as the sum of two float32: the nearest, and the rest."""
+    high = x.astype(jnp.float32)
+    return high, (x - high).astype(jnp.float32)
 
 
 def _stacked(users, pool):
@@ -70,7 +81,9 @@ def _stacked(users, pool):
             )
     # Sizes in steps of the short sum: fewer shapes to compile, and whole sums.
     points = max(len(user.beta) for user in users)
-    return stack(users, -(-points // _SHORT_SUM) * _SHORT_SUM)
+    z, beta = stack(users, -(-points // _SHORT_SUM) * _SHORT_SUM)
+    # Weights are rounded once, for own terms too: most of the error then cancels in a distance.
+    return z, beta.astype(np.float32)
 
 
 def cross_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, "q M"]:
@@ -79,7 +92,7 @@ def cross_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, "q M"
     sum_ij a_i b_j deficit(|u_i - z_j|^2), float64 from float32 products. Raises as `distances`.
     """
     z, beta = _stacked(users, pool)
-    z, beta = z - pool.center, beta.astype(np.float32)
+    z = z - pool.center
     batch = max(1, _USER_ROWS // z.shape[1])
     with jax.enable_x64(True):
         cross = [
@@ -90,6 +103,7 @@ def cross_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, "q M"
                 pool.beta,
                 z[i : i + batch],
                 beta[i : i + batch],
+                shards=len(pool.z.sharding.device_set),
             )
             for i in range(0, len(z), batch)
         ]
