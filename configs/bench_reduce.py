@@ -27,6 +27,8 @@ def get_config(size="full"):
             bandwidths=("median", "0.1") if size == "full" else ("median",),
             methods=("ours", "ours, noise start", "random", "kmeans", "herding")
             + (() if size == "smoke" else ("goodpoints", "coreax", "learnware")),
+            # Its memory grows with the square of the rows: 10 GB for one copy of 50,000.
+            coreax_rows=10_000,
             # The median of so many runs after a first one that compiles.
             repeats=1 if size == "smoke" else 3,
             # Methods slower than this are run once.

@@ -1,6 +1,11 @@
 """What holds for every kernel, and for every reducer with every kernel."""
 
+import hashlib
+import os
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -190,3 +195,40 @@ def test_gauss_newton_ends_where_the_gradient_vanishes(kernel):
     start, end = (slope(reduced(index, method).spec) for method in ("random", "gauss_newton"))
     # Laplace is fitted with its slope rounded off at the origin.
     assert end < (0.3 if kernel.name == "laplace" else 0.05) * start
+
+
+ON_ANY_DEVICES = """
+import sys
+import jax, numpy as np
+sys.path.insert(0, "tests")
+import test_invariants as t
+assert jax.device_count() == int(sys.argv[1])
+print(t.everything())
+"""
+
+
+def everything():
+    """A digest of the bits of every reducer, and of a distance under every kernel."""
+    digest = hashlib.sha256()
+    for method in REDUCERS:
+        fitted = reduce(KEY, X, M, ALL_KERNELS[0], method=method)
+        digest.update(fitted.spec.z.tobytes() + fitted.spec.beta.tobytes())
+    for kernel in ALL_KERNELS:
+        digest.update(np.float64(distance(embedding(0), embedding(1), kernel)).tobytes())
+    return digest.hexdigest()
+
+
+def test_eight_devices_give_the_bits_of_one():
+    def run(devices):
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        done = subprocess.run(
+            [sys.executable, "-c", ON_ANY_DEVICES, str(devices)],
+            env=os.environ | flags | {"JAX_PLATFORMS": "cpu"},
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run(8) == run(1)
