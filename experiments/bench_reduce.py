@@ -21,7 +21,7 @@ from learnware_jax.specification.reduce import reduce
 
 OURS = {
     "ours": {},
-    "ours, noise start": {"start": "noise", "steps": 30},
+    "ours, noise start": {"start": "noise"},
     "random": {"method": "random"},
     "kmeans": {"method": "kmeans"},
     "herding": {"method": "herding"},

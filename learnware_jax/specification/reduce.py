@@ -248,7 +248,7 @@ def reduce_many(
     *,
     method: str = "gauss_newton",
     start: str = "rows",
-    steps: int = 20,
+    steps: int = 50,
 ) -> list[Reduced]:
     """A reduced set of at most m points for each sample; Gauss-Newton fits all in one vmapped call.
 
