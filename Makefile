@@ -1,6 +1,6 @@
 # make demo   set everything up and select learnwares for real tasks
 # make test   lint, types of shapes, and all tests
-# make bench  the benchmarks whose ratios README quotes
+# make bench  the benchmarks that README quotes; beside peers after pip install ".[bench]"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +22,7 @@ test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m learnware_jax.dock.materials
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: venv
 	$(BIN)/python -m experiments.bench_reduce --config=configs/bench_reduce.py

@@ -10,7 +10,8 @@ EXTRAS = {
     "interop": ["learnware>=0.4.0.post1", "peft>=0.18"],
     "parity": ["torch>=2.6", "transformers>=5.17,<6"],
     "eval": ["lm_eval>=0.4.13"],
-    "bench": ["goodpoints>=0.6", "coreax>=0.4"],
+    # Peers for `make bench`. The learnware package brings torch.
+    "bench": ["goodpoints>=0.6", "coreax>=1.0", "learnware>=0.4.0.post1", "fast_pytorch_kmeans"],
 }
 
 setup(
@@ -37,7 +38,7 @@ setup(
         "platformdirs>=4",
         "rich>=13.7",
         "safetensors>=0.5",
-        "scikit-learn>=1.5",
+        "scikit-learn>=1.8",
         "scipy>=1.13",
         "tokenizers>=0.21",
     ],

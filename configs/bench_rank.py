@@ -25,6 +25,8 @@ def get_config(size="full"):
             # Errors of a batch are looked up for so many of its users: float64 takes its time.
             checked_users=2,
             gamma=0.55,
+            # Variables of the mixture problem; its Gram matrix takes 0.8 GB at 10,000.
+            mixture=300 if smoke else 10_000,
             repeats=3 if smoke else 7,
             seed=0,
         )

@@ -12,7 +12,8 @@ python -m experiments.select --config=configs/select.py:smoke
 
 FILE is jsonl, json, csv, tsv, parquet or plain text (one text a line); --config.user.column names
 its text column where that is not found. A task name or OWNER/NAME of a data set works as well.
-Nothing of FILE is written anywhere but its specification, in the folder --config.workdir.
+No text of FILE and no embedding of one is written anywhere; its specification is, to the folder
+--config.workdir, with at most half as many points as texts.
 """
 
 from ml_collections import ConfigDict
@@ -40,11 +41,17 @@ def get_config(size="quickstart"):
                 outside=("molecules",) if smoke else ("outside",),
                 texts=24 if smoke else 64,
             ),
-            specification=build.specification(smoke),
+            # How users are compressed; what they are embedded with is the dock's.
+            specification={
+                name: value
+                for name, value in build.specification(smoke).items()
+                if name in ("encoder", "points", "reducer", "start", "steps")
+            },
             # Of users that no learnware fits, at most this share is to be given one.
             false_acceptance=0.2 if smoke else 0.1,
             level=0.9,
-            top_k=6 if smoke else 36,
+            # Learnwares that a ranking shows; 0 for all.
+            top_k=0,
             evaluation=dict(
                 # () for none.
                 seeds=(0, 1, 2, 3, 4) if size == "evaluation" else (),

@@ -16,6 +16,7 @@ from learnware_jax.selection.pool import build_pool
 from learnware_jax.selection.ranking import distances
 from learnware_jax.specification.kernels import Gaussian
 from learnware_jax.specification.rkme import RKME
+from learnware_jax.specification.simplex import solve_simplex
 
 
 def specifications(rng: np.random.Generator, count: int, config: ConfigDict) -> list[RKME]:
@@ -103,8 +104,41 @@ def run(config: ConfigDict) -> dict:
                 flush=True,
             )
             write_json(workdir / "results.json", output)
+    output["mixture"] = _mixture(rng, config)
+    write_json(workdir / "results.json", output)
     print(workdir / "results.json")
     return output
+
+
+def _mixture(rng, config):
+    """The mixture QP over many learnwares: one user made of three of them, and noise."""
+    count = config.mixture
+    topics = np.maximum(rng.standard_normal((count, 16)) @ rng.standard_normal((16, 600)), 0) / 30
+    squares = (topics**2).sum(1)
+    weights = np.zeros(count)
+    weights[:3] = 0.5, 0.3, 0.2
+    weights += 1e-3 * rng.dirichlet(np.ones(count))
+    with jax.enable_x64(True):
+        apart = jnp.asarray(squares[:, None] + squares - 2 * topics @ topics.T)
+        gram = jnp.exp(-0.25 * (apart + apart.T))
+        c = gram @ weights
+    seconds = []
+    for _ in range(1 + config.repeats):
+        begin = time.perf_counter()
+        solution = solve_simplex(gram, c)
+        seconds.append(time.perf_counter() - begin)
+    print(
+        f"mixture of {count}: {np.median(seconds[1:]):.2f} s ({min(seconds[1:]):.2f} to "
+        f"{max(seconds[1:]):.2f}), gap {float(solution.gap):.1e}, "
+        f"{int((np.asarray(solution.beta) > 0).sum())} learnwares in it"
+    )
+    return {
+        "variables": count,
+        "seconds": float(np.median(seconds[1:])),
+        "first_seconds": seconds[0],
+        "gap": float(solution.gap),
+        "iterations": int(solution.iterations),
+    }
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Example: python -m experiments.bench_reduce --config=configs/bench_reduce.py:bar
 
 import importlib.util
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -127,7 +128,8 @@ def _streamed(config: ConfigDict, workdir: Path) -> dict:
         seconds = time.perf_counter() - begin
     finally:
         file.unlink(missing_ok=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     say(f"{n} rows from disk: {seconds:.1f} s with compilation, peak {peak / 2**30:.2f} GiB.")
     return {
         "n": n,

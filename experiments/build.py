@@ -10,12 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.common import (
+    check_kernel,
     dock_space,
     embed_parts,
     header_of,
     kernel_of,
     launch,
     open_encoder,
+    own_points,
     reducer_options,
     say,
     space_of,
@@ -76,7 +78,17 @@ def run(config: ConfigDict) -> dict:
             {"name": own["id"], **card},
             lambda: read_texts(own["data"], column=own["column"] or None),
         )
+    if not jobs:
+        raise ValueError("build: nothing to do; set tasks, or learnware.id and learnware.data.")
+    for name in jobs:
+        store.check_id(name, where="build")
+    check_kernel(config.specification.kernel)
     exists = (Path(config.dock) / "dock.json").exists()
+    if own["data"] and not config.tasks and not exists:
+        raise FileNotFoundError(
+            f"build: there is no dock at {config.dock} to add {own['id']!r} to; correct --config."
+            "dock, or make a dock with --config=configs/build.py:quickstart first."
+        )
     present = set(store.list_ids(config.dock)) if exists else set()
     if own["id"] in present:
         raise FileExistsError(
@@ -97,15 +109,19 @@ def _specify(jobs, config, exists):
     settings = config.specification
     encoder = open_encoder(settings)
     space = dock_space(config.dock, encoder) if exists else space_of(encoder, settings)
+    others = [f for f in ("max_tokens", "dtype") if space[f] != settings[f]]
+    if exists and (others or space["kernel"]["name"] != settings.kernel.name):
+        say(f"{config.dock} keeps the settings that it was made with: {space}")
     texts = [read() for _, read in jobs.values()]
     rows = embed_parts(encoder, texts, space, keep=not config.learnware.data)
     if not exists:
-        space["kernel"] = kernels.to_dict(kernel_of(settings.kernel, np.concatenate(rows)))
+        kernel = kernel_of(settings.kernel, config.seed, np.concatenate(rows))
+        space["kernel"] = kernels.to_dict(kernel)
         store.create_dock(config.dock, space)
     fitted = reduce_many(
         jax.random.key(config.seed),
         rows,
-        settings.points,
+        own_points(settings, len(rows[0])) if config.learnware.data else settings.points,
         kernels.from_dict(space["kernel"]),
         **reducer_options(settings),
     )

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging as python_logging
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from learnware_jax.dock import store
 from learnware_jax.dock.materials import cache_dir, fetch
@@ -39,12 +38,17 @@ def launch(run: Callable[[ConfigDict], dict]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"{argv[1]!r} is no flag; settings are --config.NAME=VALUE.")
         python_logging.getLogger().setLevel(python_logging.WARNING)
-        # Compiled programs are kept: a second run starts in seconds.
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        library = python_logging.getLogger("learnware_jax")
+        library.setLevel(python_logging.INFO)
+        library.addHandler(python_logging.StreamHandler())  # plain lines on standard error
+        library.propagate = False
+        if not jax.config.jax_compilation_cache_dir:
+            # Compiled programs are kept: a second run starts in seconds.
+            jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         try:
             run(config.value)
-        except (ValueError, TypeError, OSError, ConnectionError) as error:
+        except (ValueError, TypeError, OSError) as error:
             if flags.FLAGS.debug:
                 raise
             print(f"error: {error}\n(--debug shows where.)", file=sys.stderr)
@@ -58,9 +62,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON in one step: the old file or the new one. ValueError for NaN or infinity."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    store.write_file(path, text.encode(), where="write_json")
 
 
 def say(message: str) -> None:
@@ -100,18 +102,25 @@ def dock_space(path: str, encoder: Encoder) -> dict[str, Any]:
     return space
 
 
-def kernel_of(settings: ConfigDict, x: np.ndarray) -> kernels.Kernel:
+def check_kernel(settings: ConfigDict) -> None:
+    """ValueError for what `kernel_of` would refuse, before there are embedded texts."""
+    kernel_of(settings, 0, np.array([[0.0], [1.0]]))
+
+
+def kernel_of(settings: ConfigDict, seed: int, x: np.ndarray) -> kernels.Kernel:
     """The kernel of a new dock; a gamma of "median" is taken from the embedded texts x.
 
     ValueError for an unknown kernel or a gamma that is no positive number.
     """
     if settings.gamma == "median":
-        gamma = kernels.median_gamma(jax.random.key(0), x)
+        gamma = kernels.median_gamma(jax.random.key(seed), x)
     else:
         try:
             gamma = float(settings.gamma)
         except ValueError:
-            gamma = settings.gamma  # from_dict says what is wanted
+            raise ValueError(
+                f"kernel: got gamma={settings.gamma!r}; want a positive number or 'median'."
+            ) from None
     description = {"name": settings.name}
     if settings.name == "multi_gaussian":
         description["gammas"] = [gamma * multiple for multiple in settings.multiples]
@@ -137,9 +146,7 @@ def embed_texts(
             logging.warning("%s is damaged (%s) and is made again.", file, error)
     x = embed(encoder, texts, **options)
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({"x": x}, scratch)
-    os.replace(scratch, file)
+    store.write_file(file, save({"x": x}), where="embed_texts")
     return x
 
 
@@ -174,3 +181,8 @@ def header_of(space: dict[str, Any], settings: ConfigDict, seed: int, reduced: R
 def reducer_options(settings: ConfigDict) -> dict[str, Any]:
     """Keyword arguments for `reduce_many`."""
     return {"method": settings.reducer, "start": settings.start, "steps": settings.steps}
+
+
+def own_points(settings: ConfigDict, count: int) -> int:
+    """Points for somebody's own texts: as many points as texts could give the texts away."""
+    return min(settings.points, max(1, count // 2))

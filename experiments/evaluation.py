@@ -41,7 +41,8 @@ def summarise(config: ConfigDict, encoder: Encoder) -> dict:
     """Rates with their mean and standard error over seeds.
 
     Returns {"seeds", "texts", "rows": [{"n", "method", "users": {kind: count}, quantity: {"mean",
-    "stderr"}}]}, with the quantities of QUANTITIES. A task counts at n rows if it has as many.
+    "stderr"}}]}, with the quantities of QUANTITIES. A task counts at n rows if it has as many; a
+    quantity without users is left out. The dock is one of `config.build`, made anew a seed.
     """
     sizes = list(config.evaluation.rows)
     same = build.tasks_of(config.build.tasks)
@@ -50,7 +51,7 @@ def summarise(config: ConfigDict, encoder: Encoder) -> dict:
     # Enough that both halves hold what is drawn from them.
     limit = 2 * max(config.build.texts, max(sizes)) + 200
     texts = {task.name: load_task(task.name, limit) for task in tasks}
-    space = space_of(encoder, config.specification)
+    space = space_of(encoder, config.build.specification)
     say(f"Evaluation: {len(tasks)} tasks, {sum(map(len, texts.values()))} texts.")
     # A task at a time: what is embedded is kept, so a run that was stopped goes on.
     rows = {name: embed_parts(encoder, [part], space, keep=True)[0] for name, part in texts.items()}
@@ -79,7 +80,7 @@ def summarise(config: ConfigDict, encoder: Encoder) -> dict:
 
 def _one_seed(config, seed, same, others, texts, rows):
     """{(n, method): ({quantity: rate}, {kind: users})} of one draw of everything."""
-    settings = config.specification
+    settings = config.build.specification
     rng = np.random.default_rng(seed)
     key_dock, key_users = jax.random.split(jax.random.key(seed))
     developer, held_out = [], {}
@@ -91,7 +92,7 @@ def _one_seed(config, seed, same, others, texts, rows):
         held_out["same", task.name] = rows[task.name][[place[text] for text in second]]
     for kind, tasks in others.items():
         held_out |= {(kind, task.name): rows[task.name] for task in tasks}
-    kernel = kernel_of(settings.kernel, np.concatenate(developer))
+    kernel = kernel_of(settings.kernel, seed, np.concatenate(developer))
     options = reducer_options(settings)
     dock = reduce_many(key_dock, developer, settings.points, kernel, **options)
     ids, domains = [task.name for task in same], np.array([task.domain for task in same])
@@ -139,7 +140,7 @@ def _one_seed(config, seed, same, others, texts, rows):
                 "same_served": served[kinds == "same"],
                 "unseen_served": served[kinds == "unseen"],
             }
-            result[n, method] = {q: float(v.mean()) for q, v in values.items()}, tally
+            result[n, method] = {q: float(v.mean()) for q, v in values.items() if v.size}, tally
     return result
 
 
@@ -150,10 +151,14 @@ def table(summary: dict) -> list[str]:
         f"Per cent of users, mean ± standard error over {len(summary['seeds'])} seeds; "
         f"{summary['learnwares']} learnwares.",
         "",
-        f"| rows | method | {' | '.join(QUANTITIES.values())} |",
-        "|---|---|" + "---|" * len(QUANTITIES),
+        f"| rows | users (same, unseen, outside) | method | {' | '.join(QUANTITIES.values())} |",
+        "|---|---|---|" + "---|" * len(QUANTITIES),
     ]
     for row in summary["rows"]:
-        cells = [f"{100 * row[q]['mean']:.0f} ± {100 * row[q]['stderr']:.1f}" for q in QUANTITIES]
-        lines.append(f"| {row['n']} | {row['method']} | {' | '.join(cells)} |")
+        cells = [
+            f"{100 * row[q]['mean']:.0f} ± {100 * row[q]['stderr']:.1f}" if q in row else ""
+            for q in QUANTITIES
+        ]
+        users = ", ".join(map(str, row["users"].values()))
+        lines.append(f"| {row['n']} | {users} | {row['method']} | {' | '.join(cells)} |")
     return [*lines, ""]

@@ -13,8 +13,8 @@ from experiments.common import launch, write_json
 from experiments.figures import plot_heat_map, plot_map
 from experiments.select import domain_of, pool_of
 from learnware_jax.dock import store
-from learnware_jax.selection.pool import members
-from learnware_jax.selection.ranking import distances
+from learnware_jax.selection.pool import biased_self_terms, members
+from learnware_jax.selection.ranking import cross_deficits
 from learnware_jax.specification import kernels
 
 MAPS = ("mds", "kernel_pca")
@@ -58,11 +58,9 @@ def run(config: ConfigDict) -> dict:
             f"geometry: {path} has {len(learnwares)} sound learnwares; a map needs at least 3."
         )
     pool = pool_of(learnwares, kernels.from_dict(store.read_space(path)["kernel"]))
-    # n = 1 keeps self terms biased: distances between the specifications themselves, 0 to oneself.
-    biased = pool._replace(
-        self_term=pool.self_term * (pool.n - 1) / np.maximum(pool.n, 1),
-    )
-    squared = distances(members(biased), biased, n=[1] * len(learnwares))
+    # Between the specifications themselves: biased, so that a learnware is at 0 from itself.
+    own = biased_self_terms(pool)
+    squared = own[:, None] + own - 2 * cross_deficits(members(pool), pool)
     squared = np.maximum((squared + squared.T) / 2, 0)
     np.fill_diagonal(squared, 0)
     points = kernel_pca(squared) if config.map == "kernel_pca" else metric_mds(squared, config.seed)

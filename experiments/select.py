@@ -4,7 +4,6 @@ Example: python -m experiments.select --config=configs/select.py:quickstart
 """
 
 import re
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from experiments.common import (
     header_of,
     launch,
     open_encoder,
+    own_points,
     reducer_options,
     say,
     write_json,
@@ -112,10 +112,10 @@ def run(config: ConfigDict) -> dict:
             f"select: there is no dock at {path}; make one with experiments.build, or leave "
             "--config.dock out for the quickstart's."
         )
-    if config.top_k < 1 or not 0 < config.false_acceptance < 1 or not 0 < config.level < 1:
+    if config.top_k < 0 or not 0 < config.false_acceptance < 1 or not 0 < config.level < 1:
         raise ValueError(
             f"select: got top_k={config.top_k}, false_acceptance={config.false_acceptance}, "
-            f"level={config.level}; want top_k >= 1 and rates between 0 and 1."
+            f"level={config.level}; want top_k >= 1 (or 0 for all) and rates between 0 and 1."
         )
     own = bool(config.user.data)
     if own:
@@ -137,8 +137,9 @@ def run(config: ConfigDict) -> dict:
 
     begin = time.perf_counter()
     rows = embed_parts(encoder, [user.texts for user in users], space, keep=not own)
+    points = own_points(settings, len(rows[0])) if own else settings.points
     fitted = reduce_many(
-        jax.random.key(config.seed), rows, settings.points, kernel, **reducer_options(settings)
+        jax.random.key(config.seed), rows, points, kernel, **reducer_options(settings)
     )
     shared = (time.perf_counter() - begin) / len(users)
     results = []
@@ -150,7 +151,7 @@ def run(config: ConfigDict) -> dict:
             n=reduced.n,
             residual=reduced.residual,
             threshold=threshold,
-            top_k=config.top_k,
+            top_k=config.top_k or None,
             level=config.level,
         )
         mixture = greedy_mixture(reduced.spec, pool)
@@ -201,7 +202,10 @@ def run(config: ConfigDict) -> dict:
         workdir.mkdir(parents=True, exist_ok=True)
         store.write_spec(file, fitted[0].spec, header_of(space, settings, config.seed, fitted[0]))
     write_json(workdir / "results.json", output)
-    write_json(workdir / "config.json", config.to_dict())
+    settings_used = config.to_dict()
+    if own:  # where somebody keeps a file is nobody's business
+        settings_used["user"] = {}
+    write_json(workdir / "config.json", settings_used)
     firsts = list({user["kind"]: user for user in reversed(results)}.values())[::-1]
     plot_rankings(workdir / "ranking.png", firsts, threshold)
     report = _report(output)
@@ -262,8 +266,8 @@ def _closing(output: dict) -> list[str]:
     if output["threshold"] is not None:
         lines.append(
             f"None fits beyond a squared MMD of {output['threshold']:.4f}: set on the dock's own "
-            f"domains, left out one at a time, for at most {output['false_acceptance']:.0%} of "
-            "users that no learnware fits."
+            f"domains, left out one at a time, so that {output['false_acceptance']:.0%} of such "
+            "users, whom no learnware fits, would be given one."
         )
     else:
         lines.append("The dock is too small, or of one domain: it cannot tell when none fits.")
@@ -304,18 +308,19 @@ def _report(output: dict) -> str:
 def _show(output: dict) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     head, rows = _table(output)
     table = Table(box=None, header_style="bold")
     for name in head:
         table.add_column(name, no_wrap=True)
     for cells in rows:
-        table.add_row(*cells)
-    # Piped output has no width of its own; columns are kept whole in it.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+        table.add_row(*map(Text, cells))  # ids are not markup
+    # Columns are kept whole, in pipes and narrow terminals too.
+    console = Console(width=max(Console().width, 130), markup=False, highlight=False)
     console.print(table)
     for line in _closing(output):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True)
     if "summary" in output:
         print("\n".join(evaluation.table(output["summary"])))
 

@@ -5,6 +5,9 @@ import oracle
 from numpy.testing import assert_allclose, assert_array_equal
 
 from learnware_jax.selection.baselines import mean_cosine
+from learnware_jax.selection.pool import build_pool
+from learnware_jax.selection.ranking import distances
+from learnware_jax.specification.kernels import Gaussian
 from learnware_jax.specification.rkme import RKME, from_rows
 
 
@@ -41,3 +44,20 @@ def test_scale_and_place_do_not_matter_and_order_follows():
     assert_allclose(mean_cosine(moved[:3], moved[3:]), cosines, atol=2e-6)
     assert_allclose(mean_cosine(specs[2:0:-1], specs[3:]), cosines[2:0:-1], atol=1e-14)
     assert_allclose(np.diag(mean_cosine(specs, specs)), 1)
+
+
+def test_where_means_agree_and_spreads_differ_only_the_kernel_tells():
+    """Three tasks around one mean, told apart by their spread: a hit by means is luck (1 in 3)."""
+    scales = np.repeat([0.5, 1.0, 2.0], 12)
+    rng = np.random.default_rng(0)
+
+    def task(scale):
+        return from_rows((scale * rng.standard_normal((200, 4))).astype(np.float32))
+
+    learnwares, users = [task(scale) for scale in scales[::12]], [task(scale) for scale in scales]
+    pool = build_pool(learnwares, Gaussian(0.25), ids="abc", n=[200] * 3, residual=[0.0] * 3)
+    by_kernel = distances(users, pool, n=[200] * len(users)).argmin(1)
+    by_mean = mean_cosine(users, learnwares).argmax(1)
+    wanted = np.repeat(range(3), 12)
+    assert_array_equal(by_kernel, wanted)
+    assert (by_mean == wanted).mean() < 0.6

@@ -103,7 +103,7 @@ def test_own_texts_leave_nothing_but_a_specification(config, tmp_path, monkeypat
     assert user["ranking"][0]["domain"] == "medicine"
     assert not cache.exists()
     spec, header = store.read_spec(Path(config.workdir) / "mine.rkme.safetensors")
-    assert len(spec.beta) == 16 and header.about["n"] == 24
+    assert len(spec.beta) == 12 and header.about["n"] == 24
     for written in Path(config.workdir).iterdir():
         assert b"asthma" not in written.read_bytes()
 
@@ -140,7 +140,7 @@ def test_a_data_set_is_read_from_the_mirror_by_its_hub_id(config, tmp_path, monk
         ({"user.data": "absent.txt"}, "there is no file"),
         ({"user.data": "no-such-task"}, "is no file and no known task"),
         ({"dock": "nowhere"}, "there is no dock at"),
-        ({"top_k": 0}, "top_k=0"),
+        ({"top_k": -1}, "top_k=-1"),
         ({"level": 1.5}, "level=1.5"),
     ],
 )

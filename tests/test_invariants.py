@@ -208,12 +208,12 @@ print(t.everything())
 
 
 def everything():
-    """A digest of the bits of every reducer, and of a distance under every kernel."""
+    """A digest of the bits of every reducer and a distance, under every kernel."""
     digest = hashlib.sha256()
-    for method in REDUCERS:
-        fitted = reduce(KEY, X, M, ALL_KERNELS[0], method=method)
-        digest.update(fitted.spec.z.tobytes() + fitted.spec.beta.tobytes())
     for kernel in ALL_KERNELS:
+        for method in REDUCERS:
+            fitted = reduce(KEY, X, M, kernel, method=method)
+            digest.update(fitted.spec.z.tobytes() + fitted.spec.beta.tobytes())
         digest.update(np.float64(distance(embedding(0), embedding(1), kernel)).tobytes())
     return digest.hexdigest()
 

@@ -38,7 +38,8 @@ def version(id: str, number: int, space: dict | None = None) -> Learnware:
     rng = np.random.default_rng(number)
     points = 1 + number % 4
     z = rng.normal(size=(points, DIMENSION)).astype(np.float32)
-    header = Header(1, "rkme", space or SPACE, {"points": points, "number": number})
+    about = {"points": points, "number": number, "n": 30, "residual": 0.01}
+    header = Header(1, "rkme", space or SPACE, about)
     card = {"name": id, "number": number, "description": "x" * 300}
     return Learnware(id, card, RKME(z, rng.dirichlet(np.ones(points))), header)
 
@@ -87,7 +88,7 @@ def test_replace_and_remove(dock):
 def test_every_bit_survives(tmp_path):
     z = np.array([[-0.0, 1e-45, 3.4028235e18], [0.1, -1e-38, 1 / 3]], np.float32)
     beta = np.array([5e-324, 1.0])
-    header = Header(1, "rkme", {"dimension": 3}, {"points": 2})
+    header = Header(1, "rkme", {"dimension": 3}, {"points": 2, "n": 9, "residual": 0.0})
     store.write_spec(tmp_path / "user.safetensors", RKME(z, beta), header)
     (read_z, read_beta), read_header = store.read_spec(tmp_path / "user.safetensors")
     assert (read_z.dtype, read_z.tobytes()) == (np.float32, z.tobytes())
@@ -378,7 +379,7 @@ def forge(file: Path, arrays: dict, record: dict | str) -> None:
 
 
 def parts() -> tuple[dict, dict]:
-    header = Header(1, "rkme", SPACE, {"points": 2})._asdict()
+    header = Header(1, "rkme", SPACE, {"points": 2, "n": 9, "residual": 0.0})._asdict()
     z = np.arange(2 * DIMENSION, dtype=np.float32).reshape(2, DIMENSION)
     return {"z": z, "beta": np.array([0.25, 0.75])}, header
 
@@ -395,6 +396,14 @@ def test_the_checksum_is_as_documented(tmp_path):
 NAN = np.full((2, DIMENSION), np.nan, np.float32)
 LIES = {
     "points": (lambda a, h: (a, h | {"about": {"points": 3}}), "points = 3 and dimension = 5, but"),
+    "no n": (
+        lambda a, h: (a, h | {"about": {"points": 2, "residual": 0.0}}),
+        "n = None and residual = 0.0; want the number of texts",
+    ),
+    "no residual": (
+        lambda a, h: (a, h | {"about": {"points": 2, "n": 9}}),
+        "n = 9 and residual = None",
+    ),
     "no points": (lambda a, h: (a, h | {"about": {}}), "points = None and dimension"),
     "dimension": (
         lambda a, h: (a, h | {"space": SPACE | {"dimension": 4}}),

@@ -420,7 +420,8 @@ def _download_dataset(name: str, cache: Path, tried: list[Path]) -> None:
         if not configuration:
             known = datasets.get_dataset_config_names(f"{owner}/{dataset}")
         if len(known) < 2:
-            splits = datasets.load_dataset(f"{owner}/{dataset}", *configuration)
+            own = str(cache_dir() / "hub-downloads")
+            splits = datasets.load_dataset(f"{owner}/{dataset}", *configuration, cache_dir=own)
     except Exception as error:  # the hub's client raises dozens of unrelated types
         raise FileNotFoundError(
             f"fetch_dataset: data set {name!r} is not below {' or '.join(map(str, tried))} and the "

@@ -85,7 +85,7 @@ def create_dock(path: StrPath, space: dict[str, Any]) -> None:
             raise FileExistsError(
                 f"create_dock: there is a dock at {root} already; use it, or give another path."
             )
-        _write_file(root / "dock.json", text.encode(), where="create_dock")
+        write_file(root / "dock.json", text.encode(), where="create_dock")
 
 
 def read_space(path: StrPath) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def add(path: StrPath, learnware: Learnware, *, replace: bool = False) -> None:
     one, whole.
     """
     id, card, spec, header = learnware
-    _check_id(id, where="add")
+    check_id(id, where="add")
     if not isinstance(card, dict):
         raise TypeError(f"add: the card of {id!r} is a {type(card).__name__}; want a dict.")
     card_bytes = dump_json(card, where=f"add: the card of {id!r}", indent=2).encode()
@@ -123,8 +123,8 @@ def add(path: StrPath, learnware: Learnware, *, replace: bool = False) -> None:
             )
         new = learnwares / f"{NEW}{id}"
         new.mkdir()
-        _write_file(new / "card.json", card_bytes, where="add")
-        _write_file(new / "rkme.safetensors", spec_bytes, where="add")
+        write_file(new / "card.json", card_bytes, where="add")
+        write_file(new / "rkme.safetensors", spec_bytes, where="add")
         if taken:
             home.rename(learnwares / f"{OLD}{id}")
         new.rename(home)
@@ -133,7 +133,7 @@ def add(path: StrPath, learnware: Learnware, *, replace: bool = False) -> None:
 
 def remove(path: StrPath, id: str) -> None:
     """Take a learnware out of the dock and delete its files."""
-    _check_id(id, where="remove")
+    check_id(id, where="remove")
     _dock_header(path, where="remove")
     with _writing(path, where="remove") as learnwares:
         if not os.path.lexists(learnwares / id):
@@ -174,7 +174,7 @@ def write_spec(file: StrPath, spec: RKME, header: Header) -> None:
 
     Casts that lose digits are refused. A file of that name is replaced whole or not at all.
     """
-    _write_file(Path(file), _encode(spec, header, where="write_spec"), where="write_spec")
+    write_file(Path(file), _encode(spec, header, where="write_spec"), where="write_spec")
 
 
 def read_spec(file: StrPath) -> tuple[RKME, Header]:
@@ -196,7 +196,7 @@ def _read_all(path: StrPath, *, where: str) -> Iterator[Learnware | Problem]:
 
 
 def _read(path: StrPath, id: str, dock: Header, *, where: str) -> Learnware:
-    _check_id(id, where=where)
+    check_id(id, where=where)
     while True:
         folder, held = _open_folder(path, id, where=where)
         problem = None
@@ -283,7 +283,8 @@ def _dimension(space: dict[str, Any], *, where: str) -> int:
     return dimension
 
 
-def _check_id(id: str, *, where: str) -> None:
+def check_id(id: str, *, where: str) -> None:
+    """ValueError unless `id` is plain: it names a folder, and comes from strangers."""
     plain = isinstance(id, str) and re.fullmatch("[a-z0-9_-][a-z0-9_.-]{0,99}", id)
     if not plain or ".." in id or id == "none":  # a selection says "none" when nothing fits
         raise ValueError(
@@ -297,6 +298,8 @@ def _read_card(file: Path, *, where: str) -> dict[str, Any]:
     card = parse_json(_read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
     if not isinstance(card, dict):
         raise ValueError(f"{where}: {file} holds a {type(card).__name__}; want a JSON object.")
+    if not isinstance(card.get("domain", ""), str):
+        raise ValueError(f"{where}: the domain in {file} is {card['domain']!r}; want a string.")
     return card
 
 
@@ -340,6 +343,12 @@ def _check_header(header: Header, shapes: dict[str, list[int]], *, where: str) -
             f"{where}: the header says points = {points!r} and dimension = "
             f"{header.space['dimension']}, but the arrays are z {tuple(shapes['z'])} and beta "
             f"{tuple(shapes['beta'])}; want z (points, dimension) and beta (points,)."
+        )
+    n, residual = header.about.get("n"), header.about.get("residual")
+    if type(n) is not int or n < 1 or type(residual) not in (int, float):
+        raise ValueError(
+            f"{where}: the header says n = {n!r} and residual = {residual!r}; want the number of "
+            "texts (an integer, at least 1) and the squared MMD to all of them."
         )
 
 
@@ -435,7 +444,7 @@ def _settle(learnwares: Path) -> None:
         stray.unlink()
 
 
-def _write_file(file: Path, data: bytes, *, where: str) -> None:
+def write_file(file: Path, data: bytes, *, where: str) -> None:
     """Write under a temporary name, flush to the disk, rename."""
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:

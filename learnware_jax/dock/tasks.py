@@ -25,8 +25,8 @@ class Task(NamedTuple):
     instructions, answer options or the answer.
 
     role: "dock" tasks are for learnwares. "unseen" ones have a domain of the dock and a data set
-    that no dock task has. Those "outside" have a domain that the dock has not: thresholds are set
-    on "outside_development" and tested on "outside".
+    that no dock task has. Those "outside" have a domain that the dock has not; choices that need
+    such tasks are made on "outside_development" and reported on "outside".
     """
 
     name: str
@@ -67,8 +67,10 @@ def read_texts(
                 f"{column!r} was asked for."
             )
         return load_task(name, MAX_TEXTS if limit is None else limit)
-    if Path(source).exists() or Path(source).suffix.lower() in SUFFIXES:
-        return sample(read_file(source, column=column), limit)
+    path = Path(source).expanduser()
+    # What looks like a path is never sent to the hub: a misspelt one may be confidential.
+    if path.exists() or path.is_absolute() or re.fullmatch(r"\.[A-Za-z]+", path.suffix):
+        return sample(read_file(path, column=column), limit)
     if "/" not in name:
         raise ValueError(
             f"read_texts: {name!r} is no file and no known task{suggestion(name, TASKS)}. Wanted "

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from learnware_jax.selection.pool import Pool, members, round_up
+from learnware_jax.selection.pool import Pool, biased_self_terms, members, round_up
 from learnware_jax.selection.ranking import cross_deficits, own_deficits
 from learnware_jax.specification.rkme import RKME
 from learnware_jax.specification.simplex import solve_simplex
@@ -91,9 +91,7 @@ def greedy_mixture(
         )
     c = 1 + cross_deficits([user], pool)[0]
     own = 1 + float(own_deficits([user], pool)[0])
-    # self_term is unbiased; a mixture is of the embeddings as they are.
-    shrink = np.where(pool.n > 1, (pool.n - 1) / np.maximum(pool.n, 1), 1.0)
-    diagonal = 1 + (pool.self_term * shrink)[: len(pool.ids)]
+    diagonal = 1 + biased_self_terms(pool)
     index = [int(np.argmin(diagonal - 2 * c))]
     rows = _gram_rows(pool, index)
     best = _mixture(pool, index, rows[:, index], c[index], own)

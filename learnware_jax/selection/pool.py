@@ -181,6 +181,12 @@ def extend(
     )
 
 
+def biased_self_terms(pool: Pool) -> Float[np.ndarray, " M"]:
+    """sum_ij beta_i beta_j deficit of the embeddings as they are: `self_term` without `unbias`."""
+    n = pool.n[: len(pool.ids)]
+    return pool.self_term[: len(pool.ids)] * np.where(n > 1, (n - 1) / n, 1.0)
+
+
 def members(pool: Pool, index: Sequence[int] | None = None) -> list[RKME]:
     """The specifications in a pool (at positions `index`, by default all), points put back."""
     index = range(len(pool.ids)) if index is None else index
