@@ -1,9 +1,9 @@
 """Reduced sets on real embeddings: how close to the full sample, in how many seconds.
 
-python -m experiments.bench_reduce --config=configs/bench_reduce.py          20 min on 2 cores
+python -m experiments.bench_reduce --config=configs/bench_reduce.py          15 min on 2 cores
 python -m experiments.bench_reduce --config=configs/bench_reduce.py:bar      N=10,000, m=100: 2 min
 python -m experiments.bench_reduce --config=configs/bench_reduce.py:million  N=1,000,000 from disk:
-    2 min, writes 1.5 GB to the workdir and removes it; reports the peak of memory
+    30 s, writes 1.5 GB to the workdir and removes it; reports the peak of memory
 python -m experiments.bench_reduce --config=configs/bench_reduce.py:smoke    20 s
 
 Peers are measured where they can be imported: goodpoints, coreax, learnware.
