@@ -63,7 +63,7 @@ def plot_rankings(path: Path, users: Sequence[dict], threshold: float, *, shown:
 
 def plot_map(path: Path, points: np.ndarray, ids: Sequence[str], domains: Sequence[str]) -> None:
     """A dock in two dimensions, one labelled dot a learnware, coloured by domain."""
-    figure = _new(figsize=(9, 6.5))
+    figure = _new(figsize=(12, 8.5))
     axis = figure.subplots()
     colors = domain_colors(domains)
     for domain, color in colors.items():

@@ -293,7 +293,8 @@ def test_data_sets_of_the_hub_are_kept_in_the_cache(mirror, monkeypatch):
 
     calls = []
 
-    def load(*name):
+    def load(*name, cache_dir):
+        assert Path(cache_dir).is_relative_to(materials.cache_dir())
         calls.append(name)
         return {"train": datasets.Dataset.from_list([{"text": "naïve"}, {"text": "plain"}])}
 

@@ -241,7 +241,7 @@ def test_long_samples_are_read_in_pieces(x, kernel, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"m": 0}, ValueError, "reduce: got m=0, steps=20; want m >= 1 and steps >= 0"),
+        ({"m": 0}, ValueError, "reduce: got m=0, steps=50; want m >= 1 and steps >= 0"),
         ({"m": -3}, ValueError, "got m=-3"),
         ({"steps": -1}, ValueError, "got m=2, steps=-1"),
         ({"method": "lloyd"}, ValueError, "got method='lloyd', start='rows'; want a method of"),
