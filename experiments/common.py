@@ -1,6 +1,7 @@
 """What experiments share: their command line, their files, texts made into specifications."""
 
 import hashlib
+import importlib
 import json
 import logging as python_logging
 import sys
@@ -29,7 +30,12 @@ BAD_INPUT = (
 
 def launch(run: Callable[[ConfigDict], dict]) -> None:
     """The command line of an experiment: `--config=FILE:SIZE`, overrides, one-paragraph errors."""
-    name = Path(sys.modules["__main__"].__file__).stem
+    program = sys.modules["__main__"]
+    name = Path(program.__file__).stem
+    # --help shows the program's docstring; what there is to set stands in its configuration's.
+    program.__doc__ += f"\nSettings, --config.NAME=VALUE, are in configs/{name}.py:\n\n"
+    program.__doc__ += importlib.import_module(f"configs.{name}").__doc__
+    program.__doc__ += "\n--debug shows the traceback of an error."
     config = config_flags.DEFINE_config_file(
         "config", f"configs/{name}.py", "Configuration file, with a size after a colon."
     )
