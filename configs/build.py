@@ -5,7 +5,7 @@ python -m experiments.build --config=configs/build.py:smoke        6 real tasks,
 python -m experiments.build --config=configs/build.py:own --config.dock=DOCK \
     --config.learnware.id=my-model --config.learnware.domain=finance --config.learnware.data=FILE
 
-The first command makes runs/quickstart/dock (5.6 MB); learnwares that it has already are kept, so a
+The first command makes runs/quickstart/dock (4 MB); learnwares that it has already are kept, so a
 run that was stopped goes on where it stood. The last adds one learnware, made from the texts that
 your model was trained on, to a dock that exists, with that dock's own kernel and encoder.
 """

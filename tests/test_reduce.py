@@ -259,3 +259,11 @@ def test_bad_arguments(arguments, error, message):
 
 def test_no_samples_give_no_results():
     assert reduce_many(KEY, [], 3, Gaussian(1.0)) == []
+
+
+def test_a_step_that_does_not_help_is_not_taken():
+    """More steps never lose ground, in a run of which some steps are refused."""
+    x, key = oracle.unit_rows(np.random.default_rng(0), 120, 8), jax.random.key(0)
+    runs = [reduce(key, x, 6, Gaussian(0.1), steps=steps) for steps in range(0, 31, 2)]
+    assert runs[-1].iterations < 30
+    assert np.diff([run.residual for run in runs]).max() <= 0

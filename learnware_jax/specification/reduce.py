@@ -30,9 +30,9 @@ from learnware_jax.specification.kernels import (
 from learnware_jax.specification.rkme import RKME, check_rows, on_sphere, unbias
 from learnware_jax.specification.simplex import duality_gap, interior_point, solve_simplex
 
-# Gauss-Newton gains nothing from more rows than this (2% at 200,000); weights still see all.
+# Points are fitted to a random sample of at most this many rows; weights still see all.
 _FIT_ROWS = 32768
-# Up to this many rows the residual is exact; beyond, pairs of so many give it to about a tenth.
+# Up to this many rows the residual is exact; beyond, it is estimated from pairs of so many.
 _RESIDUAL_ROWS = 16384
 _HERDING_CANDIDATES = 10_000
 _BLOCK = 4096
@@ -45,7 +45,7 @@ class Reduced(NamedTuple):
 
     spec: RKME  # z (m, d) float32, beta (m,) float64 on the simplex
     n: int  # rows of the full sample
-    residual: float  # squared MMD between the full sample and spec; rounding, 1e-7, may be negative
+    residual: float  # squared MMD to the full sample; rounding or sampling may leave it below 0
     gap: float  # certified excess of the weights' objective b'Kb/2 - c'b over its minimum
     iterations: int  # accepted Gauss-Newton steps (or k-means rounds); 0 where nothing iterates
 
