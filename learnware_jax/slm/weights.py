@@ -375,7 +375,7 @@ def _check_vocabulary(tokenizer, config: decoder.Config, where: Path) -> None:
 
 
 def _read_end(folder: Path, settings: dict, tokenizer) -> int:
-    """The end token of tokenizer_config.json (of a turn, in models of chats), else config.json's."""
+    """eos of tokenizer_config.json (in models of chats, of a turn), else that of config.json."""
     file = folder / "tokenizer_config.json"
     token = _read_json(file).get("eos_token") if file.is_file() else None
     token = token["content"] if isinstance(token, dict) else token

@@ -1,0 +1,258 @@
+"""How well a model does a task: multiple choice by log-likelihood, and greedy answers.
+
+Everything takes a stack of adapters and runs them in one pass over the same items; the first axis
+of what comes back is the adapter's. An adapter of zeros is the base model.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from learnware_jax.slm.decoder import Adapter, Config, Params, forward, generate, init_cache, logits
+
+WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+
+
+class Question(NamedTuple):
+    """Tokens of a prompt, and of each answer that may follow it."""
+
+    prompt: Sequence[int]
+    choices: Sequence[Sequence[int]]
+
+
+class Estimate(NamedTuple):
+    """A mean over items and its standard error."""
+
+    value: float
+    stderr: float
+
+
+def choice_scores(
+    params: Params,
+    config: Config,
+    questions: Sequence[Question],
+    *,
+    adapters: Adapter,
+    dtype: str = "float32",
+    batch_tokens: int = 1024,
+    reuse: bool = True,
+    done: Callable[[int], None] = lambda count: None,
+) -> Float[np.ndarray, "k n c"]:
+    """Log-likelihood in nats of every choice after its prompt; -inf where a question has fewer.
+
+    The prompt is computed once and its cache serves all choices; without `reuse` every choice is
+    run behind a prompt of its own, which gives the same numbers. Batches hold `batch_tokens` tokens
+    of prompts an adapter, at one of a few widths. `done` is told of questions as they are finished.
+    ValueError for an empty prompt or choice, or a text beyond the model's positions.
+    """
+    _check(questions, config)
+    most = max(len(q.choices) for q in questions)
+    longest = max(len(choice) for q in questions for choice in q.choices)
+    scores = np.full((len(adapters.scale), len(questions), most), -np.inf)
+    for width, members in _batches([len(q.prompt) for q in questions], batch_tokens):
+        rows = max(1, batch_tokens // width)
+        prompts, lengths = _pad([questions[i].prompt for i in members], rows, width)
+        flat = [choice for i in members for choice in _filled(questions[i].choices, most)]
+        choices, sizes = _pad(flat, rows * most, longest)
+        found = _choice_scores(
+            params,
+            adapters,
+            prompts,
+            lengths,
+            choices.reshape(rows, most, longest),
+            sizes.reshape(rows, most),
+            config=config,
+            dtype=dtype,
+            reuse=reuse,
+        )
+        for row, i in enumerate(members):
+            count = len(questions[i].choices)
+            scores[:, i, :count] = np.asarray(found)[:, row, :count]
+        done(len(members))
+    return scores
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "reuse"))
+def _choice_scores(
+    params: Params,
+    adapters: Adapter,
+    prompts: Int[Array, "b t"],
+    lengths: Int[Array, " b"],
+    choices: Int[Array, "b c w"],
+    sizes: Int[Array, "b c"],
+    *,
+    config: Config,
+    dtype: str,
+    reuse: bool,
+) -> Float[Array, "k b c"]:
+    slots = prompts.shape[1] + choices.shape[2] - 1
+    counted = jnp.arange(choices.shape[2]) < sizes[..., None]
+
+    def log_probability(hidden, targets):
+        scores = logits(params, hidden, config=config, dtype=dtype)
+        chosen = jnp.take_along_axis(scores, targets, -1)
+        return chosen - jax.nn.logsumexp(scores, -1, keepdims=True)
+
+    def after_one_prompt(adapter):
+        shared = {"config": config, "adapter": adapter, "dtype": dtype}
+        cache = init_cache(config, len(prompts), slots, dtype)
+        hidden, cache = forward(params, prompts, cache=cache, **shared)
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0]
+        first = log_probability(last, choices[..., 0])
+        if choices.shape[2] == 1:
+            return first
+
+        def rest(choice, counted):
+            hidden, _ = forward(params, choice[:, :-1], cache=cache, start=lengths, **shared)
+            found = log_probability(hidden, choice[:, 1:, None])[..., 0]
+            return jnp.where(counted[:, 1:], found, 0).sum(-1)
+
+        return first + jax.vmap(rest, in_axes=1, out_axes=1)(choices, counted)
+
+    def after_own_prompts(adapter):
+        def whole(choice, counted):
+            at = lengths[:, None] + jnp.arange(choice.shape[1])
+            ids = jnp.pad(prompts, ((0, 0), (0, choice.shape[1])))
+            ids = jax.vmap(lambda row, i, new: row.at[i].set(new))(ids, at, choice)
+            hidden, _ = forward(params, ids, config=config, adapter=adapter, dtype=dtype)
+            hidden = jnp.take_along_axis(hidden, (at - 1)[..., None], 1)
+            found = log_probability(hidden, choice[..., None])[..., 0]
+            return jnp.where(counted, found, 0).sum(-1)
+
+        return jax.vmap(whole, in_axes=1, out_axes=1)(choices, counted)
+
+    return jax.vmap(after_one_prompt if reuse else after_own_prompts)(adapters)
+
+
+def answers(
+    params: Params,
+    config: Config,
+    prompts: Sequence[Sequence[int]],
+    *,
+    adapters: Adapter,
+    steps: int,
+    end: int,
+    dtype: str = "float32",
+    batch_tokens: int = 1024,
+    done: Callable[[int], None] = lambda count: None,
+) -> list[list[list[int]]]:
+    """Greedy continuations of every prompt, at most `steps` tokens, cut before token `end`."""
+    _check([Question(prompt, [[end] * steps]) for prompt in prompts], config)
+    found = [[[] for _ in prompts] for _ in adapters.scale]
+    for width, members in _batches([len(prompt) for prompt in prompts], batch_tokens):
+        ids, lengths = _pad([prompts[i] for i in members], max(1, batch_tokens // width), width)
+        tokens = _generate_many(
+            params, adapters, ids, lengths, config=config, steps=steps, end=end, dtype=dtype
+        )
+        for k, rows in enumerate(np.asarray(tokens)):
+            for i, row in zip(members, rows.tolist(), strict=False):
+                found[k][i] = row[: row.index(end)] if end in row else row
+        done(len(members))
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("config", "steps", "end", "dtype"))
+def _generate_many(params, adapters, ids, lengths, *, config, steps, end, dtype):
+    def one(adapter):
+        return generate(
+            params,
+            ids,
+            lengths,
+            config=config,
+            adapter=adapter,
+            steps=steps,
+            end=end,
+            dtype=dtype,
+        )
+
+    return jax.vmap(one)(adapters)
+
+
+def last_number(text: str) -> float | None:
+    """The last number in a text, without separators of thousands; None if there is none."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def same_number(text: str, answer: str, *, tolerance: float = 1e-4) -> bool:
+    """Whether the last number of a text is the answer, to a relative or absolute `tolerance`."""
+    found, wanted = last_number(text), last_number(answer)
+    return None not in (found, wanted) and math.isclose(
+        found, wanted, rel_tol=tolerance, abs_tol=tolerance
+    )
+
+
+def accuracy(correct: Sequence[bool] | np.ndarray) -> Estimate:
+    """Share of right answers, and its standard error s / sqrt(n)."""
+    correct = np.asarray(correct, float)
+    if len(correct) < 2:
+        return Estimate(float(correct.mean()), math.nan)
+    return Estimate(float(correct.mean()), float(correct.std(ddof=1) / math.sqrt(len(correct))))
+
+
+def macro_f1(predicted: Sequence[str], wanted: Sequence[str]) -> Estimate:
+    """Mean over the labels that occur in `wanted` of their F1 score; jackknife standard error."""
+    labels = sorted(set(wanted))
+    rows = np.array([labels.index(w) for w in wanted])
+    # Every prediction that is no such label is one column more: wrong for all.
+    columns = np.array([labels.index(p) if p in labels else len(labels) for p in predicted])
+    counts = np.zeros((len(labels), len(labels) + 1))
+    np.add.at(counts, (rows, columns), 1)
+
+    def score(counts):
+        right = np.diagonal(counts)
+        total = counts.sum(1) + counts.sum(0)[:-1]
+        present = counts.sum(1) > 0
+        return (2 * right[present] / total[present]).mean()
+
+    left_out = []
+    for cell in zip(rows, columns, strict=True):
+        counts[cell] -= 1
+        left_out.append(score(counts) if counts.any() else math.nan)
+        counts[cell] += 1
+    n = len(rows)
+    spread = np.sqrt((n - 1) * np.var(left_out)) if n > 1 else math.nan
+    return Estimate(float(score(counts)), float(spread))
+
+
+def _check(questions: Sequence[Question], config: Config) -> None:
+    if not questions:
+        raise ValueError("evaluate: got no items; want at least one.")
+    for i, (prompt, choices) in enumerate(questions):
+        if not prompt or not choices or not all(choices):
+            raise ValueError(f"evaluate: item {i} has an empty prompt or choice.")
+        longest = len(prompt) + max(map(len, choices))
+        if longest > config.positions:
+            raise ValueError(
+                f"evaluate: item {i} has {longest} tokens, the model takes {config.positions}; "
+                "cut its text."
+            )
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Every item once, as (width, indices of items of at most so many tokens), wide ones first."""
+    buckets = np.searchsorted(WIDTHS, lengths)
+    for bucket in sorted(set(buckets), reverse=True):
+        members = np.flatnonzero(buckets == bucket)
+        rows = max(1, batch_tokens // WIDTHS[bucket])
+        for i in range(0, len(members), rows):
+            yield WIDTHS[bucket], members[i : i + rows]
+
+
+def _pad(rows: Sequence[Sequence[int]], count: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of tokens as (count, width), zeros behind, and their lengths; further rows have one."""
+    ids, lengths = np.zeros((count, width), np.int32), np.ones(count, np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], lengths[i] = row, len(row)
+    return ids, lengths
+
+
+def _filled(choices: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
+    return [*choices, *[[0]] * (count - len(choices))]
