@@ -14,7 +14,7 @@ from learnware_jax.dock.texts import digest, read_file
 
 MAX_CHARACTERS = 320
 PARTS = ("train", "heldout", "user", "test")
-_BOUNDS = (0.6, 0.7, 0.8, 1.0)  # of the parts: where each ends
+_BOUNDS = (0.5, 0.6, 0.8, 1.0)  # of the parts: where each ends
 
 
 class Example(NamedTuple):

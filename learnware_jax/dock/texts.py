@@ -47,6 +47,39 @@ def read_file(path: str | Path, *, column: str | None = None) -> list[str]:
     return texts
 
 
+def read_pairs(path: str | Path, *, text: str, answer: str) -> list[tuple[str, str]]:
+    """Texts and answers out of two columns of a file, in file order, as `read_file` cleans texts.
+
+    Answers may be numbers; `+` joins columns as in `read_file`. Rows where one of the two is blank
+    are refused, as they would be learned.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"read_pairs: there is no file {path}.")
+    suffix = path.suffix.lower()
+    rows = _parquet_rows(path) if suffix == ".parquet" else _rows(path, suffix)
+    if not rows or not isinstance(rows[0], dict):
+        raise ValueError(
+            f"read_pairs: {path} has no columns; want a table or JSON objects with {text!r} and "
+            f"{answer!r}."
+        )
+    # An answer is often a number, or a truth value.
+    plain = [
+        row | {answer: json.dumps(row[answer])}
+        if isinstance(row.get(answer), bool | int | float)
+        else row
+        for row in rows
+    ]
+    columns = [
+        [" ".join(cell.split()) for cell in _join_columns(path, plain, name)]
+        for name in (text, answer)
+    ]
+    for i, pair in enumerate(zip(*columns, strict=True), 1):
+        if not all(pair):
+            raise ValueError(f"read_pairs: row {i} of {path} has a blank text or answer; drop it.")
+    return list(zip(*columns, strict=True))
+
+
 def sample(texts: Sequence[str], limit: int | None) -> list[str]:
     """At most `limit` of the texts, chosen by their hash, in their order.
 

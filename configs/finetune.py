@@ -1,0 +1,114 @@
+"""Fine-tuning of low-rank adapters.
+
+python -m experiments.finetune --config=configs/finetune.py:quickstart   14 tasks on SmolLM2-135M
+python -m experiments.finetune --config=configs/finetune.py:mine --config.data.mine.source=FILE \
+    --config.data.mine.text=question --config.data.mine.answer=answer    your own data
+python -m experiments.finetune --config=configs/finetune.py:qwen2.5-7b --config.plan=true
+python -m experiments.finetune --config=configs/finetune.py:llama3.1-8b  at the scale of the paper
+python -m experiments.finetune --config=configs/finetune.py:smoke        2 tasks, 4 steps, 30 s
+
+Adapters are written to WORKDIR/ID/adapter as PEFT writes them. A run that was stopped goes on from
+its last checkpoint, to the same bits. --config.plan=true prints what memory a device needs, and
+trains nothing. FILE is jsonl, json, csv, tsv or parquet; OWNER/NAME[:SPLIT] of a data set works too.
+"""
+
+from ml_collections import ConfigDict
+
+PAPER = {
+    "qwen2.5-7b": dict(name="Qwen/Qwen2.5-7B", template="chatml"),
+    "llama3.1-8b": dict(name="meta-llama/Llama-3.1-8B", template="llama3"),
+}
+SIZES = ("quickstart", "mine", *PAPER, "smoke")
+
+
+def source(source="", text="text", answer="answer", labels=(), instruction=""):
+    # labels: the words that whole numbers in the answer column stand for.
+    return dict(source=source, text=text, answer=answer, labels=labels, instruction=instruction)
+
+
+# Data sets of the published study (arXiv 2505.13425), by hub id, with training rows.
+FAMILIES = {
+    "phrasebank": source(
+        "takala/financial_phrasebank/sentences_50agree:train",
+        "sentence",
+        "label",
+        ("negative", "neutral", "positive"),
+        "What is the sentiment of this financial sentence: negative, neutral or positive?",
+    ),
+    "twitter-sentiment": source(
+        "zeroshot/twitter-financial-news-sentiment:train",
+        "text",
+        "label",
+        ("bearish", "bullish", "neutral"),
+        "Is this financial tweet bearish, bullish or neutral?",
+    ),
+    "german-credit": source("TheFinAI/flare-german:train", "query", "answer"),
+    "australian-credit": source("TheFinAI/flare-australian:train", "query", "answer"),
+    "pubmedqa": source(
+        "qiaojin/PubMedQA/pqa_labeled:train",
+        "question",
+        "final_decision",
+        instruction="Answer yes, no or maybe.",
+    ),
+    "wikidoc": source(
+        "medalpaca/medical_meadow_wikidoc_patient_information:train",
+        "input",
+        "output",
+        instruction="Answer this question truthfully.",
+    ),
+    "gsm8k": source(
+        "openai/gsm8k/main:train", "question", "answer", instruction="Solve this problem."
+    ),
+    "mawps": source("local/mawps:train", "question", "answer", instruction="Give the number."),
+}
+
+
+def get_config(size="quickstart"):
+    if size not in SIZES:
+        raise ValueError(f"configs/finetune.py: got {size!r}; want one of {', '.join(SIZES)}.")
+    smoke, paper = size == "smoke", size in PAPER
+    return ConfigDict(
+        dict(
+            workdir=f"runs/finetune-{size}",
+            # A material, a folder or .gguf file, or OWNER/NAME of the hub. The matrices of the
+            # frozen model are kept in dtype.
+            model=dict(
+                name=PAPER[size]["name"] if paper else "SmolLM2-135M-Instruct", dtype="bfloat16"
+            ),
+            template=PAPER[size]["template"] if paper else "plain",
+            # Names in learnware_jax.dock.labelled.LABELLED, or a role ("dock", "unseen").
+            tasks={"quickstart": ("dock",), "smoke": ("recurrences", "arithmetic")}.get(size, ()),
+            data=FAMILIES if paper else dict(mine=source()),
+            examples=16 if smoke else 100_000 if paper else 2000,
+            # "answer": the loss is that of the answer and its end; "text": of every token.
+            learn="answer",
+            lora=dict(
+                rank=16 if paper else 4,
+                alpha=32.0 if paper else 8.0,
+                targets=("query", "key", "value", "out") if paper else ("query", "value"),
+                # Of A; adapters of one seed share their A at the start.
+                seed=0,
+            ),
+            train="ab",  # or "b": A stays as it is
+            steps=4 if smoke else 2000 if paper else 100,
+            batch=2 if smoke else 16 if paper else 8,
+            accumulate=1,
+            rate=2e-4 if paper else 5e-3,
+            warmup=0.1,
+            final=0.1,
+            clip=1.0,
+            decay=0.0,
+            widths=(512, 1024, 2048) if paper else (16, 32, 48, 64, 96, 128, 160),
+            # Operands of products; sums, adapters and the optimiser are float32.
+            dtype="bfloat16",
+            # True: less memory, a third more work.
+            remat=paper,
+            # "data": rows over all devices; "full": the frozen model is cut over them too.
+            sharding="full" if paper else "none",
+            # Adapters trained at once, in one program. More than 1 pays on accelerators.
+            together=1,
+            checkpoint_every=2 if smoke else 50,
+            seed=0,
+            plan=False,
+        )
+    )
