@@ -125,8 +125,8 @@ def test_bfloat16_is_close_to_float32(tiny):
     model, ids, wanted = tiny
     logits, _ = score(model.params, ids, config=model.config, dtype="bfloat16")
     assert logits.dtype == jnp.float32
-    assert 1e-3 < np.abs(logits - wanted).max() < 0.2
-    assert np.sqrt(np.square(logits - wanted).mean()) < 0.02 * wanted.std()
+    assert 1e-3 < np.abs(logits - wanted).max() < 0.5
+    assert np.sqrt(np.square(logits - wanted).mean()) < 0.03 * wanted.std()
 
 
 def products(jaxpr):

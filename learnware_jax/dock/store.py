@@ -3,6 +3,7 @@
     DOCK/dock.json                          a header: the space that every specification obeys
     DOCK/learnwares/ID/card.json            semantic specification: name, domain, description, ...
     DOCK/learnwares/ID/rkme.safetensors     statistical specification: z, beta and their header
+    DOCK/learnwares/ID/adapter/             the model, where it has one: a LoRA adapter, as PEFT's
 
 A learnware is written beside its place and renamed into it, so a killed writer leaves the old
 learnware or the new one. Writers take turns on DOCK/.lock. Readers take no lock, so that a dock on
@@ -17,7 +18,7 @@ import secrets
 import shutil
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,8 @@ KIND = "rkme"
 STORED = {"z": ("F32", np.dtype("<f4")), "beta": ("F64", np.dtype("<f8"))}
 MAX_JSON_BYTES = 2**20
 MAX_SPEC_BYTES = 2**26  # 4,000 points of 4,096 dimensions
+MAX_ADAPTER_BYTES = 2**30  # rank 64 on every map of an 8B model in bfloat16: 0.3 GB
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LOCK_SECONDS = 30.0
 # Names that no learnware can have, for folders on their way in, replaced, and on their way out.
 NEW, OLD, GONE = ".new-", ".old-", ".gone-"
@@ -93,9 +96,16 @@ def read_space(path: StrPath) -> dict[str, Any]:
     return _dock_header(path, where="read_space").space
 
 
-def add(path: StrPath, learnware: Learnware, *, replace: bool = False) -> None:
+def add(
+    path: StrPath,
+    learnware: Learnware,
+    *,
+    adapter: Mapping[str, bytes] | None = None,
+    replace: bool = False,
+) -> None:
     """Put a learnware into the dock, durably: when this returns, it is on the disk.
 
+    `adapter` holds the two files of PEFT by name; their hashes are put on the card, as "adapter".
     IncompatibleSpecifications if it lives in another space than the dock, FileExistsError if the id
     is taken and `replace` is not set. After a failure the dock holds the old learnware or the new
     one, whole.
@@ -104,6 +114,14 @@ def add(path: StrPath, learnware: Learnware, *, replace: bool = False) -> None:
     check_id(id, where="add")
     if not isinstance(card, dict):
         raise TypeError(f"add: the card of {id!r} is a {type(card).__name__}; want a dict.")
+    card = {name: value for name, value in card.items() if name != "adapter"}
+    if adapter is not None:
+        if set(adapter) != set(ADAPTER_FILES):
+            raise ValueError(
+                f"add: the adapter of {id!r} has the files {', '.join(sorted(adapter))}; want "
+                f"{' and '.join(ADAPTER_FILES)}."
+            )
+        card["adapter"] = {name: _sha256(adapter[name]) for name in ADAPTER_FILES}
     card_bytes = dump_json(card, where=f"add: the card of {id!r}", indent=2).encode()
     if len(card_bytes) > MAX_JSON_BYTES:
         raise ValueError(
@@ -125,6 +143,10 @@ def add(path: StrPath, learnware: Learnware, *, replace: bool = False) -> None:
         new.mkdir()
         write_file(new / "card.json", card_bytes, where="add")
         write_file(new / "rkme.safetensors", spec_bytes, where="add")
+        if adapter is not None:
+            (new / "adapter").mkdir()
+            for name in ADAPTER_FILES:
+                write_file(new / "adapter" / name, adapter[name], where="add")
         if taken:
             home.rename(learnwares / f"{OLD}{id}")
         new.rename(home)
@@ -153,6 +175,36 @@ def read_learnware(path: StrPath, id: str) -> Learnware:
     return _read(path, id, _dock_header(path, where="read_learnware"), where="read_learnware")
 
 
+def read_adapter(path: StrPath, id: str) -> dict[str, bytes]:
+    """The files of a learnware's adapter by name, as `add` was given them.
+
+    FileNotFoundError if the learnware is absent or has no adapter, ValueError if a file does not
+    match its hash on the card.
+    """
+
+    def read(folder):
+        hashes = _read_card(folder / "card.json", where="read_adapter").get("adapter")
+        if hashes is None:
+            raise FileNotFoundError(
+                f"read_adapter: {id!r} of {path} has a specification and no adapter."
+            )
+        files = {}
+        for name in ADAPTER_FILES:
+            file = folder / "adapter" / name
+            for link in (file.parent, file):
+                _refuse_link(link, where="read_adapter")
+            files[name] = _read_bytes(file, MAX_ADAPTER_BYTES, where="read_adapter")
+            if not isinstance(hashes, dict) or _sha256(files[name]) != hashes.get(name):
+                raise ValueError(
+                    f"read_adapter: {file} does not match its hash on the card: it was damaged or "
+                    "changed by hand; restore it or make it again."
+                )
+        return files
+
+    _dock_header(path, where="read_adapter")
+    return _read_whole(path, id, read, where="read_adapter")
+
+
 def load(path: StrPath) -> list[Learnware]:
     """Every sound learnware of the dock, sorted by id. The others are named in warnings."""
     learnwares = []
@@ -165,8 +217,17 @@ def load(path: StrPath) -> list[Learnware]:
 
 
 def check(path: StrPath) -> list[Problem]:
-    """The learnwares that `load` skips, and why; sorted by id."""
-    return [found for found in _read_all(path, where="check") if isinstance(found, Problem)]
+    """The learnwares that `load` skips, or whose adapters are damaged, and why; sorted by id."""
+    problems = []
+    for found in _read_all(path, where="check"):
+        if isinstance(found, Learnware) and "adapter" in found.card:
+            try:
+                read_adapter(path, found.id)
+            except (OSError, ValueError) as error:
+                found = Problem(found.id, str(error))
+        if isinstance(found, Problem):
+            problems.append(found)
+    return problems
 
 
 def write_spec(file: StrPath, spec: RKME, header: Header) -> None:
@@ -196,25 +257,34 @@ def _read_all(path: StrPath, *, where: str) -> Iterator[Learnware | Problem]:
 
 
 def _read(path: StrPath, id: str, dock: Header, *, where: str) -> Learnware:
+    def read(folder):
+        card = _read_card(folder / "card.json", where=where)
+        _refuse_link(folder / "rkme.safetensors", where=where)
+        return card, *_decode(folder / "rkme.safetensors", where=where)
+
+    card, spec, header = _read_whole(path, id, read, where=where)
+    check_same_space(header, dock, what=f"{where}: {id!r} and the dock {path}")
+    return Learnware(id, card, spec, header)
+
+
+def _read_whole(path: StrPath, id: str, read: Callable[[Path], Any], *, where: str) -> Any:
+    """What `read` returns for the folder of a learnware, all of it from one version."""
     check_id(id, where=where)
     while True:
         folder, held = _open_folder(path, id, where=where)
-        problem = None
+        problem = found = None
         try:
-            card = _read_card(folder / "card.json", where=where)
-            _refuse_link(folder / "rkme.safetensors", where=where)
-            spec, header = _decode(folder / "rkme.safetensors", where=where)
+            found = read(folder)
         except (OSError, ValueError) as error:
             problem = error
         finally:
             swapped = not _is_at(held, folder)
             os.close(held)
-        # A writer may have put another folder there between the two files: read both again.
+        # A writer may have put another folder there between two files: read them again.
         if not swapped:
             if problem is not None:
                 raise problem
-            check_same_space(header, dock, what=f"{where}: {id!r} and the dock {path}")
-            return Learnware(id, card, spec, header)
+            return found
 
 
 def _open_folder(path: StrPath, id: str, *, where: str) -> tuple[Path, int]:
@@ -325,6 +395,10 @@ def _check_file(file: Path, limit: int, *, where: str) -> None:
 def _read_bytes(file: Path, limit: int, *, where: str) -> bytes:
     _check_file(file, limit, where=where)
     return file.read_bytes()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _digest(arrays: dict[str, np.ndarray], header: Header) -> str:
