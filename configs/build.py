@@ -1,18 +1,24 @@
-"""A dock of specifications.
+"""A dock of learnwares.
 
-python -m experiments.build --config=configs/build.py:quickstart   36 real tasks, 1-3 min on 2 cores
-python -m experiments.build --config=configs/build.py:smoke        6 real tasks, 15 s
+python -m experiments.build --config=configs/build.py:quickstart   14 models, fine-tuned on
+    SmolLM2-135M: 40 min on 2 cores. docks/quickstart, which this makes, comes with the repository;
+    name another --config.dock to make it again.
+python -m experiments.build --config=configs/build.py:catalogue    36 tasks as specifications alone,
+    1-3 min on 2 cores, to runs/catalogue/dock (4 MB)
+python -m experiments.build --config=configs/build.py:smoke        6 specifications, 15 s
 python -m experiments.build --config=configs/build.py:own --config.dock=DOCK \
     --config.learnware.id=my-model --config.learnware.domain=finance --config.learnware.data=FILE
 
-The first command makes runs/quickstart/dock (4 MB); learnwares that it has already are kept, so a
-run that was stopped goes on where it stood. The last adds one learnware, made from the texts that
-your model was trained on, to a dock that exists, with that dock's own kernel and encoder.
+Learnwares that a dock has already are kept, so a run that was stopped goes on where it stood. The
+last command adds one learnware, made from the texts that your model was trained on, to a dock that
+exists, with that dock's own kernel and encoder.
 """
 
 from ml_collections import ConfigDict
 
-SIZES = ("quickstart", "smoke", "own")
+from configs import finetune
+
+SIZES = ("quickstart", "catalogue", "smoke", "own")
 SMOKE_TASKS = ("fiqa", "pubmedqa", "medmcqa-dental", "asdiv", "piqa", "privacy-policies")
 
 
@@ -22,9 +28,13 @@ def get_config(size="quickstart"):
     smoke = size == "smoke"
     return ConfigDict(
         dict(
-            dock=f"runs/{'smoke' if smoke else 'quickstart'}/dock",
+            dock="docks/quickstart" if size in ("quickstart", "own") else f"runs/{size}/dock",
             # Names in learnware_jax.dock.tasks.TASKS; "dock" stands for all tasks of that role.
-            tasks={"quickstart": ("dock",), "smoke": SMOKE_TASKS, "own": ()}[size],
+            tasks={"catalogue": ("dock",), "smoke": SMOKE_TASKS}.get(size, ()),
+            # Names in learnware_jax.dock.labelled.LABELLED, or a role: each gets an adapter too.
+            labelled=("dock",) if size == "quickstart" else (),
+            finetune=finetune.get_config("smoke" if smoke else "quickstart"),
+            scoring=scoring(smoke),
             # A learnware is specified on one half of a task's texts, at most so many of them.
             texts=32 if smoke else 200,
             halves_seed=0,
@@ -32,6 +42,21 @@ def get_config(size="quickstart"):
             specification=specification(smoke),
             seed=0,
         )
+    )
+
+
+def scoring(smoke):
+    return dict(
+        # Rows that a model is scored on, at most.
+        rows=8 if smoke else 100,
+        # Tokens of a free answer.
+        answer_tokens=6,
+        # "sum": the choice with the greatest log-likelihood; "bytes": divided by its length.
+        by="sum",
+        dtype="bfloat16",
+        batch_tokens=1024,
+        # Adapters in one pass at once. More than 1 pays on accelerators.
+        together=1,
     )
 
 

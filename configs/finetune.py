@@ -9,7 +9,7 @@ python -m experiments.finetune --config=configs/finetune.py:smoke        2 tasks
 
 Adapters are written to WORKDIR/ID/adapter as PEFT writes them. A run that was stopped goes on from
 its last checkpoint, to the same bits. --config.plan=true prints what memory a device needs, and
-trains nothing. FILE is jsonl, json, csv, tsv or parquet; OWNER/NAME[:SPLIT] of a data set works too.
+trains nothing. FILE is jsonl, json, csv, tsv or parquet; OWNER/NAME[:SPLIT] of a data set works.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Texts to specifications to a dock.
+"""Texts to specifications, examples to adapters, and both to a dock.
 
 Example: python -m experiments.build --config=configs/build.py:quickstart
 """
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments import finetune
 from experiments.common import (
     check_kernel,
     dock_space,
@@ -22,9 +23,20 @@ from experiments.common import (
     say,
     space_of,
 )
+from experiments.models import (
+    describe,
+    labelled_of,
+    open_model,
+    score_examples,
+    template_of,
+    with_base,
+)
 from learnware_jax.dock import store
+from learnware_jax.dock.labelled import load_examples
 from learnware_jax.dock.tasks import TASKS, Task, halves, load_task, read_texts
 from learnware_jax.dock.texts import sample
+from learnware_jax.slm import lora
+from learnware_jax.slm.evaluate import accuracy
 from learnware_jax.specification import kernels
 from learnware_jax.specification.reduce import reduce_many
 
@@ -72,6 +84,9 @@ def run(config: ConfigDict) -> dict:
         )
         for task in tasks_of(config.tasks)
     }
+    for task in labelled_of(config.labelled):
+        card = {"name": task.name, "domain": task.domain, "description": task.description}
+        jobs[task.name] = (card, lambda task=task: trained_texts(task.name, config))
     if own["data"]:
         card = {field: own[field] for field in ("domain", "description", "model")}
         jobs[own["id"]] = (
@@ -79,7 +94,9 @@ def run(config: ConfigDict) -> dict:
             lambda: read_texts(own["data"], column=own["column"] or None),
         )
     if not jobs:
-        raise ValueError("build: nothing to do; set tasks, or learnware.id and learnware.data.")
+        raise ValueError(
+            "build: nothing to do; set tasks, labelled, or learnware.id and learnware.data."
+        )
     for name in jobs:
         store.check_id(name, where="build")
     check_kernel(config.specification.kernel)
@@ -97,14 +114,71 @@ def run(config: ConfigDict) -> dict:
         )
     missing = [name for name in jobs if name not in present]
     if missing:
+        labelled = [task.name for task in labelled_of(config.labelled) if task.name in missing]
+        adapters = _fine_tune(labelled, jobs, config) if labelled else {}
         say(f"Specifying {len(missing)} of {len(jobs)} tasks for {config.dock}.")
-        _specify({name: jobs[name] for name in missing}, config, exists)
+        _specify({name: jobs[name] for name in missing}, adapters, config, exists)
     ids = store.list_ids(config.dock)
     say(f"{config.dock} holds {len(ids)} learnwares, {len(missing)} of them new.")
     return {"dock": config.dock, "added": missing, "learnwares": ids}
 
 
-def _specify(jobs, config, exists):
+def trained_texts(name: str, config: ConfigDict) -> list[str]:
+    """The texts that a labelled task's learnware is specified on: some that it was trained on."""
+    return [example.text for example in load_examples(name, "train", config.texts)]
+
+
+def _fine_tune(names, jobs, config):
+    """Train an adapter for each labelled task; its scores on held-out rows go on its card.
+
+    Returns the files of the adapters, {id: {file name: bytes}}.
+    """
+    settings = config.finetune.copy_and_resolve_references()
+    settings.tasks = tuple(names)
+    summaries = finetune.run(settings)["adapters"]
+    model, template = open_model(settings.model), template_of(settings.template)
+    files = {}
+    for task, summary in zip(labelled_of(names), summaries, strict=True):
+        if summary["model"] != describe(model, template):
+            raise ValueError(
+                f"build: {summary['folder']} was trained on {summary['model']['name']} with other "
+                "weights or another template; delete it, or name that model."
+            )
+        folder = Path(summary["folder"])
+        files[task.name] = {name: (folder / name).read_bytes() for name in store.ADAPTER_FILES}
+        adapter = lora.from_peft(files[task.name], model.config)
+        held_out = load_examples(task.name, "heldout", config.scoring.rows)
+        scored = score_examples(
+            model,
+            template,
+            task.instruction,
+            held_out,
+            with_base(lora.stack([adapter])),
+            config.scoring,
+        )
+        (base, _), (value, error) = (accuracy(correct) for correct in scored.correct)
+        say(f"{task.name}: {value:.0%} of {len(held_out)} held-out rows right, base {base:.0%}.")
+        card, read = jobs[task.name]
+        card |= {
+            "instruction": task.instruction,
+            "labels": list(held_out[0].choices),
+            "metric": task.metric,
+            "model": summary["model"],
+            "training": {
+                name: summary[name] for name in ("examples", "steps", "batch", "rate", "loss")
+            },
+            "evaluation": {
+                "rows": len(held_out),
+                "accuracy": value,
+                "stderr": error,
+                "base_accuracy": base,
+            },
+        }
+        jobs[task.name] = card, read
+    return files
+
+
+def _specify(jobs, adapters, config, exists):
     """Make and add the learnwares of jobs, {id: (card, function that reads the texts)}."""
     settings = config.specification
     encoder = open_encoder(settings)
@@ -127,7 +201,8 @@ def _specify(jobs, config, exists):
     )
     for (name, (card, _)), reduced in zip(jobs.items(), fitted, strict=True):
         header = header_of(space, settings, config.seed, reduced)
-        store.add(config.dock, store.Learnware(name, card, reduced.spec, header))
+        learnware = store.Learnware(name, card, reduced.spec, header)
+        store.add(config.dock, learnware, adapter=adapters.get(name))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,35 @@ def plot_rankings(path: Path, users: Sequence[dict], threshold: float, *, shown:
     _save(figure, path)
 
 
+def plot_accuracies(path: Path, rows: Sequence[dict]) -> None:
+    """Base, random, selected and best accuracy of every task, a line each; see results.json."""
+    figure = _new(figsize=(7.5, 0.34 * len(rows) + 1.6))
+    axis = figure.subplots()
+    marks = {
+        "base": ("o", COLORS[8], "base model"),
+        "random": ("|", COLORS[4], "mean of all learnwares"),
+        "oracle": ("D", COLORS[2], "best learnware on these rows"),
+        "selected": ("o", COLORS[0], "selected learnware ± standard error"),
+    }
+    for y, row in enumerate(rows):
+        axis.plot([row["base"], row["selected"]], [y, y], color="0.85", linewidth=1.5, zorder=0)
+        for name, (mark, color, _) in marks.items():
+            filled = "white" if name == "oracle" else color
+            size = 9 if name == "oracle" else 7
+            axis.plot(row[name], y, mark, color=color, markerfacecolor=filled, markersize=size)
+        axis.errorbar(row["selected"], y, xerr=row["stderr"], color=COLORS[0], linewidth=1)
+    for mark, color, label in marks.values():
+        axis.plot([], [], mark, color=color, label=label)
+    axis.set_yticks(range(len(rows)), [row["task"] for row in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_xlabel("share of answers that are right", fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    _save(figure, path)
+
+
 def plot_map(path: Path, points: np.ndarray, ids: Sequence[str], domains: Sequence[str]) -> None:
     """A dock in two dimensions, one labelled dot a learnware, coloured by domain."""
     figure = _new(figsize=(12, 8.5))

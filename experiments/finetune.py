@@ -61,14 +61,14 @@ def lessons_of(config: ConfigDict) -> list[Lessons]:
     for name, source in config.data.items():
         if source["source"]:
             check_id(name, where="finetune")
-            jobs.append(Lessons(name, source["instruction"], _read(source, config.examples)))
+            jobs.append(Lessons(name, source["instruction"], read_source(source, config.examples)))
     if not jobs:
         raise ValueError("finetune: nothing to do; set tasks, or data.mine.source.")
     return jobs
 
 
-def _read(source: ConfigDict, limit: int) -> list[Example]:
-    """Examples out of a file, or of a data set OWNER/NAME[/CONFIG][:SPLIT]."""
+def read_source(source: ConfigDict, limit: int) -> list[Example]:
+    """At most `limit` examples out of a file, or of a data set OWNER/NAME[/CONFIG][:SPLIT]."""
     path = Path(source["source"]).expanduser()
     files = [path] if path.suffix or path.exists() else fetch_dataset(source["source"])
     pairs = []
@@ -208,8 +208,13 @@ class _Log:
 
     def __init__(self, home: Path, jobs: Sequence[Lessons], settings: Settings, begun: int):
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
         from tensorboardX import SummaryWriter
 
         home.mkdir(parents=True, exist_ok=True)
@@ -218,7 +223,7 @@ class _Log:
         kept = file.read_text().splitlines() if file.exists() else []
         self.rows = [row for row in map(json.loads, kept) if row["step"] <= begun]
         file.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        self.file = open(file, "a")
+        self.file = file.open("a")
         self.board = SummaryWriter(str(home / "tensorboard"), purge_step=begun + 1)
         self.tokens = sum(row["tokens"] for row in self.rows)
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0

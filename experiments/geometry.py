@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments import build
 from experiments.common import launch, write_json
 from experiments.figures import plot_heat_map, plot_map
-from experiments.select import domain_of, pool_of
+from experiments.ranking import domain_of, pool_of
 from learnware_jax.dock import store
 from learnware_jax.selection.pool import biased_self_terms, members
 from learnware_jax.selection.ranking import cross_deficits

@@ -3,13 +3,17 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from learnware_jax.dock import store
 from learnware_jax.dock.labelled import LABELLED, Example, LabelledTask
 from learnware_jax.dock.materials import MATERIALS, fetch, suggestion
-from learnware_jax.slm import prompts
+from learnware_jax.slm import evaluate, lora, prompts
 from learnware_jax.slm.decoder import Adapter
 from learnware_jax.slm.finetune import Text
 from learnware_jax.slm.lora import init_adapter
@@ -84,10 +88,109 @@ def describe(model: Model, template: Template) -> dict:
     }
 
 
-def no_adapter(model: Model, like: Adapter | None = None) -> Adapter:
-    """An adapter that changes nothing: the base model, where adapters are asked for."""
-    import jax
+def with_base(adapters: Adapter) -> Adapter:
+    """A stack with one more adapter in front, which changes nothing: the base model."""
+    return jax.tree.map(lambda leaf: jnp.concatenate([jnp.zeros_like(leaf[:1]), leaf]), adapters)
 
-    if like is not None:
-        return jax.tree.map(jnp.zeros_like, like)
-    return init_adapter(jax.random.key(0), model.config, rank=1, alpha=1.0, targets=("query",))
+
+class Scored(NamedTuple):
+    """What adapters answered: labels or texts, and whether they are right; (adapters, items)."""
+
+    answers: list[list[str]]
+    correct: np.ndarray
+    scores: np.ndarray | None  # (adapters, items, choices) in nats, where there are choices
+
+
+def scorer(model: Model, template: Template, instruction: str, examples, settings: ConfigDict):
+    """A function from a stack of adapters to the log-likelihoods of the examples' choices."""
+    questions = [
+        evaluate.Question(
+            prompt_of(model, template, instruction, example.text),
+            [encode(model, f" {choice}") for choice in example.choices],
+        )
+        for example in examples
+    ]
+
+    def score(adapters: Adapter) -> np.ndarray:
+        return evaluate.choice_scores(
+            model.params,
+            model.config,
+            questions,
+            adapters=adapters,
+            dtype=settings.dtype,
+            batch_tokens=settings.batch_tokens,
+            together=settings.together,
+        )
+
+    return score
+
+
+def chosen(examples: Sequence[Example], scores: np.ndarray, *, by: str) -> list[str]:
+    """The choice of the greatest score (n, c) of every example.
+
+    by: "sum" takes log-likelihoods as they are, "bytes" divides each by the length of its choice.
+    """
+    picks = []
+    for example, row in zip(examples, scores, strict=True):
+        row = row[: len(example.choices)]
+        if by == "bytes":
+            row = row / [len(choice.encode()) for choice in example.choices]
+        picks.append(example.choices[int(np.argmax(row))])
+    return picks
+
+
+def score_examples(
+    model: Model,
+    template: Template,
+    instruction: str,
+    examples: Sequence[Example],
+    adapters: Adapter,
+    settings: ConfigDict,
+) -> Scored:
+    """Answers of every adapter of a stack to the same examples."""
+    if examples[0].choices:
+        scores = scorer(model, template, instruction, examples, settings)(adapters)
+        answers = [chosen(examples, each, by=settings.by) for each in scores]
+        correct = [[a == e.answer for a, e in zip(each, examples, strict=True)] for each in answers]
+        return Scored(answers, np.array(correct), scores)
+    tokens = evaluate.answers(
+        model.params,
+        model.config,
+        [prompt_of(model, template, instruction, example.text) for example in examples],
+        adapters=adapters,
+        steps=settings.answer_tokens,
+        end=model.end,
+        dtype=settings.dtype,
+        batch_tokens=settings.batch_tokens,
+        together=settings.together,
+    )
+    answers = [[model.tokenizer.decode(ids).strip() for ids in each] for each in tokens]
+    correct = [
+        [evaluate.same_number(a, e.answer) for a, e in zip(each, examples, strict=True)]
+        for each in answers
+    ]
+    return Scored(answers, np.array(correct), None)
+
+
+def dock_adapters(path: str, learnwares: Sequence[store.Learnware], model: Model) -> Adapter:
+    """The adapters of a dock's learnwares as a stack, padded to one shape.
+
+    ValueError if one is for another model than this.
+    """
+    for learnware in learnwares:
+        have = learnware.card["model"]
+        for field in ("weights_sha256", "tokenizer_sha256"):
+            if have[field] != getattr(model, field):
+                raise ValueError(
+                    f"{path}: the adapter of {learnware.id!r} is for {have['name']} with {field} "
+                    f"{have[field]}, the model at hand has {getattr(model, field)}; name that "
+                    "model."
+                )
+    read = [
+        lora.from_peft(store.read_adapter(path, learnware.id), model.config)
+        for learnware in learnwares
+    ]
+    targets = sorted({name for adapter in read for name in adapter.a})
+    rank = max(a.shape[-1] for adapter in read for a in adapter.a.values())
+    like = init_adapter(jax.random.key(0), model.config, rank=rank, alpha=1.0, targets=targets)
+    return lora.stack([lora.pad(adapter, like) for adapter in read])

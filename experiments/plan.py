@@ -1,1 +1,2 @@
-def run(config): raise NotImplementedError
+def run(config):
+    raise NotImplementedError

@@ -4,39 +4,21 @@ Example: python -m experiments.select --config=configs/select.py:quickstart
 """
 
 import re
-import time
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import build, evaluation
-from experiments.common import (
-    dock_space,
-    embed_parts,
-    header_of,
-    launch,
-    open_encoder,
-    own_points,
-    reducer_options,
-    say,
-    write_json,
-)
+from experiments import build, evaluate, evaluation
+from experiments.common import header_of, launch, say, write_json
 from experiments.figures import plot_rankings
+from experiments.models import labelled_of
+from experiments.ranking import domain_of, open_dock, rank_users, threshold_for
 from learnware_jax.dock import store
+from learnware_jax.dock.labelled import load_examples
 from learnware_jax.dock.tasks import load_task, read_texts
-from learnware_jax.selection.decision import (
-    NONE_FITS,
-    calibrate_threshold,
-    held_out_distances,
-    select,
-)
-from learnware_jax.selection.mixture import greedy_mixture
-from learnware_jax.selection.pool import Pool, build_pool
-from learnware_jax.specification import kernels
-from learnware_jax.specification.reduce import reduce_many
+from learnware_jax.selection.decision import NONE_FITS
 
 
 class User(NamedTuple):
@@ -48,30 +30,9 @@ class User(NamedTuple):
     texts: list[str]
 
 
-def pool_of(learnwares: list[store.Learnware], kernel: kernels.Kernel) -> Pool:
-    """The learnwares of a dock as a pool."""
-    return build_pool(
-        [learnware.spec for learnware in learnwares],
-        kernel,
-        ids=[learnware.id for learnware in learnwares],
-        n=[learnware.header.about["n"] for learnware in learnwares],
-        residual=[learnware.header.about["residual"] for learnware in learnwares],
-    )
-
-
-def domain_of(learnware: store.Learnware) -> str:
-    """The domain on a learnware's card; its id where the card names none."""
-    return learnware.card.get("domain") or learnware.id
-
-
-def threshold_for(pool: Pool, domains: list[str], rate: float) -> float:
-    """The distance beyond which none fits, calibrated by leaving out each domain of the dock.
-
-    Infinite where the dock has one domain, or too few learnwares to speak of such a rate.
-    """
-    if len(set(domains)) < 2 or (len(domains) + 1) * rate < 1:
-        return np.inf
-    return calibrate_threshold(held_out_distances(pool, domains), false_acceptance=rate)
+def user_texts(name: str, count: int) -> list[str]:
+    """Texts of a labelled task, without answers, that nothing was trained on."""
+    return [example.text for example in load_examples(name, "user", count)]
 
 
 def users_of(config: ConfigDict, ids: set[str]) -> list[User]:
@@ -95,11 +56,18 @@ def users_of(config: ConfigDict, ids: set[str]) -> list[User]:
             if task.name in ids:
                 texts = build.user_half(task, config.build, count)
                 users.append(User(task.name, "same", task.domain, texts))
+        for task in labelled_of(config.build.labelled):
+            if task.name in ids:
+                users.append(User(task.name, "same", task.domain, user_texts(task.name, count)))
+    for task in labelled_of(config.users.labelled):
+        users.append(User(task.name, "unseen", task.domain, user_texts(task.name, count)))
     for kind in ("unseen", "outside"):
         for task in build.tasks_of(config.users[kind]):
             users.append(User(task.name, kind, task.domain, load_task(task.name, count)))
     if not users:
-        raise ValueError("select: no user; set user.data, or users.same, unseen or outside.")
+        raise ValueError(
+            "select: no user; set user.data, or users.same, labelled, unseen or outside."
+        )
     return users
 
 
@@ -122,39 +90,23 @@ def run(config: ConfigDict) -> dict:
         users = users_of(config, set())  # bad input is found before any work
     if not config.dock:
         build.run(config.build)
-    learnwares = store.load(path)
-    if not learnwares:
-        raise ValueError(f"select: the dock {path} has no sound learnware; see experiments.dock.")
+    dock = open_dock(path, config.specification)
     if not own:
-        users = users_of(config, {learnware.id for learnware in learnwares})
-    settings = config.specification
-    encoder = open_encoder(settings)
-    space = dock_space(path, encoder)
-    kernel = kernels.from_dict(space["kernel"])
-    domains = {learnware.id: domain_of(learnware) for learnware in learnwares}
-    pool = pool_of(learnwares, kernel)
-    threshold = threshold_for(pool, list(domains.values()), config.false_acceptance)
-
-    begin = time.perf_counter()
-    rows = embed_parts(encoder, [user.texts for user in users], space, keep=not own)
-    points = own_points(settings, len(rows[0])) if own else settings.points
-    fitted = reduce_many(
-        jax.random.key(config.seed), rows, points, kernel, **reducer_options(settings)
+        users = users_of(config, set(dock.pool.ids))
+    domains = {learnware.id: domain_of(learnware) for learnware in dock.learnwares}
+    threshold = threshold_for(dock.pool, list(domains.values()), config.false_acceptance)
+    ranked = rank_users(
+        dock,
+        [user.texts for user in users],
+        config.specification,
+        seed=config.seed,
+        threshold=threshold,
+        top_k=config.top_k or None,
+        level=config.level,
+        own=own,
     )
-    shared = (time.perf_counter() - begin) / len(users)
     results = []
-    for user, reduced in zip(users, fitted, strict=True):
-        begin = time.perf_counter()
-        selection = select(
-            reduced.spec,
-            pool,
-            n=reduced.n,
-            residual=reduced.residual,
-            threshold=threshold,
-            top_k=config.top_k or None,
-            level=config.level,
-        )
-        mixture = greedy_mixture(reduced.spec, pool)
+    for user, (_, reduced, selection, mixture, seconds) in zip(users, ranked, strict=True):
         results.append(
             {
                 "id": user.id,
@@ -183,24 +135,31 @@ def run(config: ConfigDict) -> dict:
                     {"id": name, "weight": float(weight)}
                     for name, weight in zip(mixture.ids, mixture.weights, strict=True)
                 ],
-                # Embedding and compression run for all users at once: an equal share, then its own.
-                "seconds": shared + time.perf_counter() - begin,
+                "seconds": seconds,
             }
         )
     output = {
         "dock": path,
-        "learnwares": len(learnwares),
+        "learnwares": len(dock.learnwares),
         "threshold": threshold if np.isfinite(threshold) else None,
         "false_acceptance": config.false_acceptance,
         "level": config.level,
         "users": results,
     }
     if config.evaluation.seeds:
-        output["summary"] = evaluation.summarise(config, encoder)
+        output["summary"] = evaluation.summarise(config, dock.encoder)
+    used = [user.id for user in users if user.id in config.use.users]
+    if used and not own:
+        say(
+            f"Using the selected models for {', '.join(used)}, on rows that nothing was trained on."
+        )
+        output["use"] = evaluate.use(dock, used, ranked_ids(results), config.use)
     if own:
         file = workdir / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', users[0].id)}.rkme.safetensors"
         workdir.mkdir(parents=True, exist_ok=True)
-        store.write_spec(file, fitted[0].spec, header_of(space, settings, config.seed, fitted[0]))
+        reduced = ranked[0].reduced
+        header = header_of(dock.space, config.specification, config.seed, reduced)
+        store.write_spec(file, reduced.spec, header)
     write_json(workdir / "results.json", output)
     settings_used = config.to_dict()
     if own:  # where somebody keeps a file is nobody's business
@@ -211,11 +170,18 @@ def run(config: ConfigDict) -> dict:
     report = _report(output)
     (workdir / "report.md").write_text(report, encoding="utf-8")
     _show(output)
+    if "use" in output:
+        evaluate.show(output["use"])
     print(f"\nfigure  {workdir / 'ranking.png'}\nreport  {workdir / 'report.md'}")
     print(f"data    {workdir / 'results.json'}")
     if not own:
         print("next    the same for your texts: add --config.user.data=FILE (one text a line)")
     return output
+
+
+def ranked_ids(results: list[dict]) -> dict[str, str]:
+    """The closest learnware of every user."""
+    return {user["id"]: user["ranking"][0]["id"] for user in results}
 
 
 def _advice(user: dict) -> str:
@@ -300,6 +266,8 @@ def _report(output: dict) -> str:
     lines = ["# Ranking", "", f"{output['learnwares']} learnwares of {output['dock']}.", ""]
     lines += [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     lines += ["", *(f"- {line}" for line in _closing(output)), "", "![](ranking.png)", ""]
+    if "use" in output:
+        lines += evaluate.table(output["use"])
     if "summary" in output:
         lines += evaluation.table(output["summary"])
     return "\n".join(lines)

@@ -42,6 +42,7 @@ def choice_scores(
     adapters: Adapter,
     dtype: str = "float32",
     batch_tokens: int = 1024,
+    together: int = 1,
     reuse: bool = True,
     done: Callable[[int], None] = lambda count: None,
 ) -> Float[np.ndarray, "k n c"]:
@@ -49,7 +50,8 @@ def choice_scores(
 
     The prompt is computed once and its cache serves all choices; without `reuse` every choice is
     run behind a prompt of its own, which gives the same numbers. Batches hold `batch_tokens` tokens
-    of prompts an adapter, at one of a few widths. `done` is told of questions as they are finished.
+    of prompts, at one of a few widths, and go through `together` adapters at a time, which pays on
+    accelerators. `done` is told of questions as they are finished.
     ValueError for an empty prompt or choice, or a text beyond the model's positions.
     """
     _check(questions, config)
@@ -70,6 +72,7 @@ def choice_scores(
             sizes.reshape(rows, most),
             config=config,
             dtype=dtype,
+            together=together,
             reuse=reuse,
         )
         for row, i in enumerate(members):
@@ -79,7 +82,7 @@ def choice_scores(
     return scores
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "reuse"))
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "together", "reuse"))
 def _choice_scores(
     params: Params,
     adapters: Adapter,
@@ -90,6 +93,7 @@ def _choice_scores(
     *,
     config: Config,
     dtype: str,
+    together: int,
     reuse: bool,
 ) -> Float[Array, "k b c"]:
     slots = prompts.shape[1] + choices.shape[2] - 1
@@ -128,7 +132,8 @@ def _choice_scores(
 
         return jax.vmap(whole, in_axes=1, out_axes=1)(choices, counted)
 
-    return jax.vmap(after_one_prompt if reuse else after_own_prompts)(adapters)
+    one = after_one_prompt if reuse else after_own_prompts
+    return jax.lax.map(one, adapters, batch_size=together)
 
 
 def answers(
@@ -141,6 +146,7 @@ def answers(
     end: int,
     dtype: str = "float32",
     batch_tokens: int = 1024,
+    together: int = 1,
     done: Callable[[int], None] = lambda count: None,
 ) -> list[list[list[int]]]:
     """Greedy continuations of every prompt, at most `steps` tokens, cut before token `end`."""
@@ -149,7 +155,15 @@ def answers(
     for width, members in _batches([len(prompt) for prompt in prompts], batch_tokens):
         ids, lengths = _pad([prompts[i] for i in members], max(1, batch_tokens // width), width)
         tokens = _generate_many(
-            params, adapters, ids, lengths, config=config, steps=steps, end=end, dtype=dtype
+            params,
+            adapters,
+            ids,
+            lengths,
+            config=config,
+            steps=steps,
+            end=end,
+            dtype=dtype,
+            together=together,
         )
         for k, rows in enumerate(np.asarray(tokens)):
             for i, row in zip(members, rows.tolist(), strict=False):
@@ -158,8 +172,8 @@ def answers(
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps", "end", "dtype"))
-def _generate_many(params, adapters, ids, lengths, *, config, steps, end, dtype):
+@functools.partial(jax.jit, static_argnames=("config", "steps", "end", "dtype", "together"))
+def _generate_many(params, adapters, ids, lengths, *, config, steps, end, dtype, together):
     def one(adapter):
         return generate(
             params,
@@ -172,7 +186,7 @@ def _generate_many(params, adapters, ids, lengths, *, config, steps, end, dtype)
             dtype=dtype,
         )
 
-    return jax.vmap(one)(adapters)
+    return jax.lax.map(one, adapters, batch_size=together)
 
 
 def last_number(text: str) -> float | None:

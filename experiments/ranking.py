@@ -1,0 +1,132 @@
+"""What experiments share about ranking: a dock opened for it, and users ranked against it."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.common import (
+    dock_space,
+    embed_parts,
+    open_encoder,
+    own_points,
+    reducer_options,
+)
+from learnware_jax.dock import store
+from learnware_jax.selection.decision import (
+    Selection,
+    calibrate_threshold,
+    held_out_distances,
+    select,
+)
+from learnware_jax.selection.mixture import Mixture, greedy_mixture
+from learnware_jax.selection.pool import Pool, build_pool
+from learnware_jax.slm.encoder import Encoder
+from learnware_jax.specification import kernels
+from learnware_jax.specification.reduce import Reduced, reduce_many
+
+
+class OpenDock(NamedTuple):
+    """A dock ready to rank: its sound learnwares as a pool, and what users are specified with."""
+
+    path: str
+    learnwares: list[store.Learnware]
+    pool: Pool
+    kernel: kernels.Kernel
+    space: dict[str, Any]
+    encoder: Encoder
+
+
+class Ranked(NamedTuple):
+    """One user's specification, and what a dock has for them."""
+
+    rows: np.ndarray  # embedded texts
+    reduced: Reduced
+    selection: Selection
+    mixture: Mixture
+    seconds: float
+
+
+def pool_of(learnwares: list[store.Learnware], kernel: kernels.Kernel) -> Pool:
+    """The learnwares of a dock as a pool."""
+    return build_pool(
+        [learnware.spec for learnware in learnwares],
+        kernel,
+        ids=[learnware.id for learnware in learnwares],
+        n=[learnware.header.about["n"] for learnware in learnwares],
+        residual=[learnware.header.about["residual"] for learnware in learnwares],
+    )
+
+
+def domain_of(learnware: store.Learnware) -> str:
+    """The domain on a learnware's card; its id where the card names none."""
+    return learnware.card.get("domain") or learnware.id
+
+
+def threshold_for(pool: Pool, domains: list[str], rate: float) -> float:
+    """The distance beyond which none fits, calibrated by leaving out each domain of the dock.
+
+    Infinite where the dock has one domain, or too few learnwares to speak of such a rate.
+    """
+    if len(set(domains)) < 2 or (len(domains) + 1) * rate < 1:
+        return np.inf
+    return calibrate_threshold(held_out_distances(pool, domains), false_acceptance=rate)
+
+
+def open_dock(path: str, settings: ConfigDict) -> OpenDock:
+    """The dock at `path` and the encoder of `settings`. ValueError if they do not belong together,
+    or if the dock has no sound learnware.
+    """
+    learnwares = store.load(path)
+    if not learnwares:
+        raise ValueError(f"{path}: the dock has no sound learnware; see experiments.dock --check.")
+    encoder = open_encoder(settings)
+    space = dock_space(path, encoder)
+    kernel = kernels.from_dict(space["kernel"])
+    return OpenDock(path, learnwares, pool_of(learnwares, kernel), kernel, space, encoder)
+
+
+def rank_users(
+    dock: OpenDock,
+    texts: Sequence[Sequence[str]],
+    settings: ConfigDict,
+    *,
+    seed: int,
+    threshold: float,
+    top_k: int | None = None,
+    level: float = 0.9,
+    mixture: int = 5,
+    own: bool = False,
+) -> list[Ranked]:
+    """Specify each user's texts and rank the dock for them.
+
+    `own` texts are somebody's: they are kept nowhere, and get at most half as many points as texts.
+    A mixture has at most `mixture` learnwares.
+    """
+    begin = time.perf_counter()
+    rows = embed_parts(dock.encoder, texts, dock.space, keep=not own)
+    points = own_points(settings, len(rows[0])) if own else settings.points
+    fitted = reduce_many(
+        jax.random.key(seed), rows, points, dock.kernel, **reducer_options(settings)
+    )
+    shared = (time.perf_counter() - begin) / len(texts)
+    ranked = []
+    for embedded, reduced in zip(rows, fitted, strict=True):
+        begin = time.perf_counter()
+        selection = select(
+            reduced.spec,
+            dock.pool,
+            n=reduced.n,
+            residual=reduced.residual,
+            threshold=threshold,
+            top_k=top_k,
+            level=level,
+        )
+        found = greedy_mixture(reduced.spec, dock.pool, max_size=mixture)
+        # Embedding and compression run for all users at once: an equal share, then its own.
+        seconds = shared + time.perf_counter() - begin
+        ranked.append(Ranked(embedded, reduced, selection, found, seconds))
+    return ranked
