@@ -684,3 +684,64 @@ def test_a_killed_creation_is_begun_again(tmp_path):
     (tmp_path / ".dock.json.0123abcd").write_text("{")
     store.create_dock(tmp_path, SPACE)
     assert (store.load(tmp_path), hidden(tmp_path)) == ([], [])
+
+
+# Adapters
+
+FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
+
+
+def test_an_adapter_returns_as_it_was_added_and_goes_with_its_learnware(dock):
+    given = version("a", 1)
+    store.add(dock, given, adapter=FILES)
+    store.add(dock, version("b", 2))
+    assert store.read_adapter(dock, "a") == FILES
+    card = store.read_learnware(dock, "a").card
+    assert card["adapter"] == {
+        name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()
+    }
+    assert "adapter" not in given.card
+    with pytest.raises(FileNotFoundError, match="'b' of .* has a specification and no adapter"):
+        store.read_adapter(dock, "b")
+    # A card that speaks of an adapter does not bring it along.
+    store.add(dock, version("a", 3)._replace(card=card), replace=True)
+    assert "adapter" not in store.read_learnware(dock, "a").card
+    assert not (dock / "learnwares" / "a" / "adapter").exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_adapter_is_named_and_the_rest_of_the_dock_serves(dock, name):
+    store.add(dock, version("a", 1), adapter=FILES)
+    store.add(dock, version("b", 2), adapter=FILES)
+    file = dock / "learnwares" / "a" / "adapter" / name
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match=f"{name} does not match its hash on the card"):
+        store.read_adapter(dock, "a")
+    (problem,) = store.check(dock)
+    assert problem.id == "a" and name in problem.reason
+    assert store.read_adapter(dock, "b") == FILES
+    file.unlink()
+    (problem,) = store.check(dock)
+    assert "restore it" in problem.reason
+
+
+def test_an_adapter_behind_a_link_is_refused(dock, tmp_path):
+    store.add(dock, version("a", 1), adapter=FILES)
+    folder = dock / "learnwares" / "a" / "adapter"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        store.read_adapter(dock, "a")
+
+
+def test_an_adapter_of_other_files_is_refused_before_anything_is_written(dock):
+    with pytest.raises(ValueError, match=r"has the files code.py; want adapter_config.json and"):
+        store.add(dock, version("a", 1), adapter={"code.py": b""})
+    assert store.list_ids(dock) == []
+
+
+def test_an_adapter_too_large_to_read_is_refused_unread(dock, monkeypatch):
+    store.add(dock, version("a", 1), adapter=FILES)
+    monkeypatch.setattr(store, "MAX_ADAPTER_BYTES", 3)
+    with pytest.raises(ValueError, match="has 7 bytes; want at most 3"):
+        store.read_adapter(dock, "a")

@@ -235,7 +235,7 @@ def _step(state, batch, rate, params, *, config, settings):
         (loss, weight, gradient), _ = jax.lax.scan(accumulate, zero, batch)
     # Divided once, after all parts: the gradient of the whole batch, however it is cut.
     gradient = jax.tree.map(lambda g: g / weight, gradient)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     updates, inner = optimiser(settings).update(gradient, state.optimiser, trained)
     updates = jax.tree.map(lambda u: rate * u, updates)
     adapter = state.adapter._replace(**optax.apply_updates(trained, updates))

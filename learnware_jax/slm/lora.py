@@ -44,6 +44,11 @@ PLAIN = {
     "layer_replication": (None,),
     "use_qalora": (False, None),
     "lora_bias": (False, None),
+    "alora_invocation_tokens": (None,),
+    "use_bdlora": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
 }
 
 
@@ -110,17 +115,22 @@ def pad(adapter: Adapter, like: Adapter) -> Adapter:
 
     What is added is zero, so that adapters of several ranks and targets can be stacked.
     """
+    lost = adapter.a.keys() - like.a.keys()
+    if lost:
+        raise ValueError(f"pad: {', '.join(sorted(lost))} is not among {', '.join(like.a)}.")
     a, b = {}, {}
     for name, wide in like.a.items():
         extra = wide.shape[-1] - (adapter.a[name].shape[-1] if name in adapter.a else 0)
+        if extra < 0:
+            raise ValueError(
+                f"pad: the adapter has rank {wide.shape[-1] - extra}, that to be like only "
+                f"{wide.shape[-1]}."
+            )
         if name not in adapter.a:
             a[name], b[name] = jnp.zeros_like(wide), jnp.zeros_like(like.b[name])
         else:
             a[name] = jnp.pad(adapter.a[name], ((0, 0), (0, 0), (0, extra)))
             b[name] = jnp.pad(adapter.b[name], ((0, 0), (0, extra), (0, 0)))
-    lost = adapter.a.keys() - like.a.keys()
-    if lost:
-        raise ValueError(f"pad: {', '.join(sorted(lost))} is not among {', '.join(like.a)}.")
     return Adapter(a, b, adapter.scale)
 
 
@@ -177,10 +187,15 @@ def from_peft(files: Mapping[str, bytes], config: Config) -> Adapter:
         settings = json.loads(files[CONFIG_FILE])
         rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
         given = settings["target_modules"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             f"from_peft: {CONFIG_FILE} is no configuration of LoRA: {error!r}."
         ) from None
+    if rank < 1 or not math.isfinite(alpha):
+        raise ValueError(
+            f"from_peft: {CONFIG_FILE} has r={rank}, lora_alpha={alpha}; want a rank of at least 1 "
+            "and a finite alpha."
+        )
     strange = {
         key: settings[key]
         for key, plain in PLAIN.items()
@@ -192,21 +207,26 @@ def from_peft(files: Mapping[str, bytes], config: Config) -> Adapter:
             "their defaults). Merge the adapter into its model with PEFT instead."
         )
     modules = {path.split(".")[1]: name for name, path in IN_FILE.items()}
-    if not isinstance(given, list) or not given or not set(given) <= modules.keys():
+    if not isinstance(given, list) or not given or any(name not in [*modules] for name in given):
         raise ValueError(
             f"from_peft: target_modules is {given!r}; want a list of some of {', '.join(modules)}."
         )
     try:
-        views = safetensors.deserialize(files[WEIGHTS_FILE])
-        # By hand, since safetensors.numpy writes bfloat16 and does not read it.
-        tensors = {
-            name: np.frombuffer(view["data"], DTYPES[view["dtype"]]).reshape(view["shape"])
-            for name, view in views
-        }
-    except (safetensors.SafetensorError, KeyError) as error:
+        views = dict(safetensors.deserialize(files[WEIGHTS_FILE]))
+    except safetensors.SafetensorError as error:
         raise ValueError(
             f"from_peft: {WEIGHTS_FILE} is no whole safetensors file: {error}."
         ) from None
+    for name, view in views.items():
+        if view["dtype"] not in DTYPES:
+            raise ValueError(
+                f"from_peft: {name} is of type {view['dtype']}; want {', '.join(DTYPES)}."
+            )
+    # By hand, since safetensors.numpy writes bfloat16 and does not read it.
+    tensors = {
+        name: np.frombuffer(view["data"], DTYPES[view["dtype"]]).reshape(view["shape"])
+        for name, view in views.items()
+    }
     shapes = {}
     for name in (modules[module] for module in given):
         layers, inputs, outputs = param_shapes(config)["layers"][name]["kernel"].shape
