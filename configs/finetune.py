@@ -5,6 +5,7 @@ python -m experiments.finetune --config=configs/finetune.py:mine --config.data.m
     --config.data.mine.text=question --config.data.mine.answer=answer    your own data
 python -m experiments.finetune --config=configs/finetune.py:qwen2.5-7b --config.plan=true
 python -m experiments.finetune --config=configs/finetune.py:llama3.1-8b  at the scale of the paper
+python -m experiments.finetune --config=configs/finetune.py:qwen2.5-0.5b the PAVE papers' model
 python -m experiments.finetune --config=configs/finetune.py:smoke        2 tasks, 4 steps, 30 s
 
 Adapters are written to WORKDIR/ID/adapter as PEFT writes them. A run that was stopped goes on from
@@ -14,10 +15,78 @@ trains nothing. FILE is jsonl, json, csv, tsv or parquet; OWNER/NAME[:SPLIT] of 
 
 from ml_collections import ConfigDict
 
+# `sizes` is what the model's config.json says of its architecture, so that a plan needs no hub.
 PAPER = {
-    "qwen2.5-7b": dict(name="Qwen/Qwen2.5-7B", template="chatml"),
-    "llama3.1-8b": dict(name="meta-llama/Llama-3.1-8B", template="llama3"),
+    "qwen2.5-7b": dict(
+        name="Qwen/Qwen2.5-7B",
+        template="chatml",
+        sizes=dict(
+            model_type="qwen2",
+            vocab_size=152_064,
+            hidden_size=3584,
+            intermediate_size=18_944,
+            num_hidden_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            max_position_embeddings=131_072,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            tie_word_embeddings=False,
+        ),
+    ),
+    "llama3.1-8b": dict(
+        name="meta-llama/Llama-3.1-8B",
+        template="llama3",
+        sizes=dict(
+            model_type="llama",
+            vocab_size=128_256,
+            hidden_size=4096,
+            intermediate_size=14_336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=131_072,
+            rms_norm_eps=1e-5,
+            rope_theta=5e5,
+            rope_scaling=dict(
+                rope_type="llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=8192,
+            ),
+            tie_word_embeddings=False,
+        ),
+    ),
+    "qwen2.5-0.5b": dict(
+        name="Qwen/Qwen2.5-0.5B",
+        template="chatml",
+        sizes=dict(
+            model_type="qwen2",
+            vocab_size=151_936,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            max_position_embeddings=32_768,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            tie_word_embeddings=True,
+        ),
+    ),
 }
+# How the PAVE papers train their reference model.
+PAVE = dict(
+    lora=dict(targets=("query", "key", "value")),
+    train="b",
+    steps=400,
+    batch=2,
+    rate=1e-5,
+    decay=0.5,
+    warmup=0.03,
+    sharding="none",
+)
 SIZES = ("quickstart", "mine", *PAPER, "smoke")
 
 
@@ -67,13 +136,15 @@ def get_config(size="quickstart"):
     if size not in SIZES:
         raise ValueError(f"configs/finetune.py: got {size!r}; want one of {', '.join(SIZES)}.")
     smoke, paper = size == "smoke", size in PAPER
-    return ConfigDict(
+    config = ConfigDict(
         dict(
             workdir=f"runs/finetune-{size}",
             # A material, a folder or .gguf file, or OWNER/NAME of the hub. The matrices of the
             # frozen model are kept in dtype.
             model=dict(
-                name=PAPER[size]["name"] if paper else "SmolLM2-135M-Instruct", dtype="bfloat16"
+                name=PAPER[size]["name"] if paper else "SmolLM2-135M-Instruct",
+                dtype="bfloat16",
+                sizes=PAPER[size]["sizes"] if paper else {},  # for a plan; {}: of the model itself
             ),
             template=PAPER[size]["template"] if paper else "plain",
             # Names in learnware_jax.dock.labelled.LABELLED, or a role ("dock", "unseen").
@@ -110,5 +181,9 @@ def get_config(size="quickstart"):
             checkpoint_every=2 if smoke else 50,
             seed=0,
             plan=False,
+            devices=0,  # that a plan is for; 0: as many as there are
         )
     )
+    if size == "qwen2.5-0.5b":
+        config.update(PAVE)
+    return config

@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,44 +145,437 @@ def test_a_batch_by_hand():
         assert_array_equal(found, np.reshape(wanted, (2, 2, 1, -1)))
     one = finetune.make_batch(parts, SETTINGS._replace(batch=2, widths=(16,)))
     assert one.ids.shape == (2, 1, 2, 16) and one.at.shape == (2, 1, 2, 4)
-    assert finetune.make_batch([[parts[1][0]]], SETTINGS._replace(batch=1, widths=(2,))).at.shape == (
-        (1, 1, 1, 1)
-    )
+    assert finetune.make_batch(
+        [[parts[1][0]]], SETTINGS._replace(batch=1, widths=(2,))
+    ).at.shape == ((1, 1, 1, 1))
     with pytest.raises(ValueError, match="a text has 6 tokens, the widest batch 5; cut the texts"):
         finetune.make_batch(parts, SETTINGS._replace(batch=2, widths=(2, 5)))
 
 
-# Loss and gradient.
+# Losses and steps.
 
 
-@pytest.mark.parametrize("chunk, parts", [(4096, 0), (27, 2), (12, 3), (1, 8)])
-def test_the_loss_is_the_cross_entropy_of_the_learned_tokens(monkeypatch, chunk, parts):
-    monkeypatch.setattr(finetune, "CHUNK", chunk)
-    texts, adapter = toy(4), jax.tree.map(lambda x: x[0], trained(0)[0].adapter)
-    settings = SETTINGS._replace(widths=(20,))
-    batch = jax.tree.map(lambda x: x[0, 0], finetune.make_batch([texts], settings))
-    total, wanted = 0.0, 0
+@functools.cache
+def exact():
+    """Texts, and in float64 the sum of the cross-entropies of their learned tokens, one by one."""
+    adapter, texts, total = jax.tree.map(lambda x: x[0], trained(0)[0].adapter), toy(4), 0.0
     for ids, first in texts:
-        hidden, _ = forward(params(), np.array([ids]), config=CONFIG, adapter=adapter)
+        padded = np.array([ids + [0] * (16 - len(ids))])
+        hidden, _ = jax.jit(forward, static_argnames="config")(
+            params(), padded, config=CONFIG, adapter=adapter
+        )
         scores = np.asarray(logits(params(), hidden, config=CONFIG), np.float64)[0]
         scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
         total -= scores[np.arange(first - 1, len(ids) - 1), ids[first:]].sum()
-        wanted += len(ids) - first
+    return adapter, texts, total
 
-    @jax.jit
-    def both(params, adapter, batch):
-        def loss(adapter):
-            return finetune.loss_sum(params, adapter, batch, config=CONFIG, settings=settings)
 
-        return jax.value_and_grad(loss, has_aux=True)(adapter)
+@pytest.mark.parametrize("chunk, parts", [(4096, 0), (12, 3), (1, 8)])
+def test_the_loss_is_the_cross_entropy_of_the_learned_tokens(monkeypatch, chunk, parts):
+    """Four rows of eight places: in chunks of 12 positions the last chunk is short of one place."""
+    monkeypatch.setattr(finetune, "CHUNK", chunk)
+    adapter, texts, wanted = exact()
+    batch = jax.tree.map(lambda x: x[0, 0], finetune.make_batch([texts], SETTINGS))
 
-    (found, count), gradient = both(params(), adapter, batch)
-    assert_allclose(found, total, rtol=1e-6)
-    assert count == wanted
-    # The path in chunks was taken, or was not, and has the same derivative.
-    lengths = [e.params["length"] for e in jax.make_jaxpr(both)(params(), adapter, batch).jaxpr
-               .eqns[0].params["jaxpr"].eqns if e.primitive.name == "scan"]
-    assert (parts in lengths) if parts else (set(lengths) == {CONFIG.layers})
-    if not hasattr(test_the_loss_is_the_cross_entropy_of_the_learned_tokens, "gradient"):
-        assert chunk == 4096
-    return gradient
+    def loss(params, adapter, batch):
+        return finetune.loss_sum(params, adapter, batch, config=CONFIG, settings=SETTINGS)
+
+    steps = re.findall(r"length=(\d+)", str(jax.make_jaxpr(loss)(params(), adapter, batch)))
+    assert steps == [str(CONFIG.layers), *([str(parts)] if parts else [])]
+    found, count = jax.jit(loss)(params(), adapter, batch)
+    assert_allclose(found, wanted, rtol=1e-6)
+    assert count == sum(len(ids) - first for ids, first in texts)
+
+
+def first_steps(settings, count=3, monkeypatch=None):
+    """States and metrics of some steps with few and many learned tokens."""
+    state = finetune.init_state(trained(0)[0].adapter, settings)
+    found = []
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        # The halves of a batch differ by much in what is learned.
+        texts = [Text(rng.integers(1, 97, 16).tolist(), first) for first in (15, 14, 9, 8)]
+        batch = finetune.make_batch([texts], settings)
+        state, metrics = finetune.step(
+            state, batch, jnp.array([0.02]), params(), config=CONFIG, settings=settings
+        )
+        found.append((state.adapter, metrics))
+    return found
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 4, "remat": True}])
+def test_parts_and_remat_change_nothing(changes):
+    changed = jax.tree.leaves(first_steps(SETTINGS._replace(**changes)))
+    for found, wanted in zip(changed, jax.tree.leaves(first_steps(SETTINGS)), strict=True):
+        assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+
+
+def test_a_chunked_loss_trains_in_the_same_way(monkeypatch):
+    wanted = jax.tree.leaves(first_steps(SETTINGS))
+    monkeypatch.setattr(finetune, "CHUNK", 12)
+    settings = SETTINGS._replace(widths=(16, 99))  # another value, so that it is traced again
+    for found, want in zip(jax.tree.leaves(first_steps(settings)), wanted, strict=True):
+        assert_allclose(found, want, rtol=2e-5, atol=2e-6)
+
+
+def test_the_first_step_of_adam_goes_by_the_rate():
+    """m / sqrt(v) is a sign at first: B, which is zero, moves by rate / warm-up steps."""
+    start = adapters(0)
+    states = []
+    train(run(0), report=lambda done, state, *_: states.append(state))
+    for b in states[0].adapter.b.values():
+        assert_allclose(np.abs(b), 0.02 / 2, rtol=1e-3)
+    # Where B is zero, A has no gradient and only decays.
+    for name, a in states[0].adapter.a.items():
+        assert_allclose(a, start.a[name] * (1 - 0.01 * 0.02 / 2), rtol=1e-6)
+    assert [int(state.step[0]) for state in states] == list(range(1, 21))
+
+
+def test_a_stack_learns_what_each_learns_alone():
+    together, losses = trained(0, 1, 2)
+    for k in range(3):
+        alone, own = trained(k)
+        assert_allclose(losses[:, k], own[:, 0], rtol=0, atol=1e-5)
+        pairs = zip(jax.tree.leaves(together.adapter), jax.tree.leaves(alone.adapter), strict=True)
+        for found, wanted in pairs:
+            assert_allclose(found[k], wanted[0], rtol=0, atol=1e-5)
+    assert len({float(x) for x in losses[0]}) == 3
+
+
+def test_b_alone_leaves_a_as_it_is():
+    start = adapters(0)
+    state, losses = train(run(0, settings=SETTINGS._replace(train="b")))
+    assert_same_bits(state.adapter.a, start.a)
+    assert all(np.abs(b).min() > 0 for b in state.adapter.b.values())
+    assert losses[-1] < losses[0]
+    whole = trained(0)[0].adapter
+    assert all(np.abs(whole.a[name] - start.a[name]).max() > 1e-3 for name in start.a)
+
+
+def test_what_is_repeated_is_learned():
+    """Four texts twenty times: the loss falls by more than half."""
+    texts = (toy(4, seed=7),)
+    _, losses = train(Run(texts, (0.05,), (0,), SETTINGS), start=adapters(0))
+    assert losses[-1] < losses[0] / 2
+
+
+def test_the_adapter_that_was_given_is_as_it_was():
+    start = lora.init_adapter(jax.random.key(5), CONFIG, rank=2, alpha=4.0)
+    start = lora.stack([start])
+    copy = jax.tree.map(np.array, start)
+    state = finetune.init_state(start, SETTINGS)
+    before = jax.tree.map(np.array, state)
+    last, _ = train(run(0), state=state, start=start)
+    assert np.abs(last.adapter.a["query"] - start.a["query"]).max() > 1e-3
+    assert_same_bits(start, copy)
+    assert_same_bits(state, before)
+
+
+def test_report_gets_steps_and_tokens():
+    told = []
+    train(run(0), report=lambda done, state, metrics, tokens: told.append((done, tokens)))
+    texts = toy(5, 0)
+    plan = finetune.schedule(texts, SETTINGS, 0)
+    assert told == [
+        (done, sum(len(texts[i].ids) for i in rows)) for done, rows in enumerate(plan, 1)
+    ]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    seen = []
+    broken = run(0, 1, 2, rates=(0.02, 1e30, 0.02))
+    message = r"loss of adapter 1 is (nan|inf) at step 2 of 20, at a rate of 1e\+30; lower the rate"
+    with pytest.raises(FloatingPointError, match=message):
+        train(broken, report=lambda done, *_: seen.append(done))
+    assert seen == [1]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": 0}, "got steps=0; want at least 1"),
+        ({"batch": 0}, "got batch=0; want at least 1"),
+        ({"warmup": 1.0}, "got warmup=1.0; want at least 0 and below 1"),
+        ({"warmup": -0.1}, "got warmup=-0.1"),
+        ({"final": 1.5}, "got final=1.5; want 0 to 1"),
+        ({"clip": 0.0}, "got clip=0.0; want a positive number"),
+        ({"clip": float("nan")}, "got clip=nan"),
+        ({"decay": -1.0}, "got decay=-1.0; want 0 or more"),
+        ({"train": "a"}, "got train='a'; want 'b' or 'ab'"),
+        ({"accumulate": 3}, "got accumulate=3; want a divisor of batch=4"),
+        ({"accumulate": 0}, "got accumulate=0"),
+        ({"widths": ()}, r"got widths=\(\); want increasing numbers of tokens, 2 or more"),
+        ({"widths": (16, 8)}, r"got widths=\(16, 8\)"),
+        ({"widths": (8, 8)}, r"got widths=\(8, 8\)"),
+        ({"widths": (1, 8)}, r"got widths=\(1, 8\)"),
+        ({"dtype": "float16"}, "got dtype='float16'; want 'float32' or 'bfloat16'"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    finetune.check_settings(SETTINGS)
+    with pytest.raises(ValueError, match=f"finetune: {message}"):
+        finetune.check_settings(SETTINGS._replace(**changes))
+    with pytest.raises(ValueError, match=message):
+        train(run(0, settings=SETTINGS._replace(**changes)))
+
+
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        ([], "lessons is empty; want at least one example"),
+        (
+            [Text([1, 2], 1), Text([1, 2], 0)],
+            "example 1 of lessons has 2 tokens, learned from 0 on",
+        ),
+        ([Text([1, 2], 2)], "example 0 of lessons has 2 tokens, learned from 2 on; want a prompt"),
+        ([Text([1] * 17, 1)], "has 17 tokens, learned from 1 on; .* at most 16 tokens in all"),
+    ],
+)
+def test_texts_that_cannot_be_learned(texts, message):
+    with pytest.raises(ValueError, match=f"finetune: .*{message}"):
+        finetune.check_texts(texts, SETTINGS, name="lessons")
+    with pytest.raises(ValueError, match=message.replace("lessons", "the texts")):
+        train(run(0)._replace(texts=(texts,)))
+
+
+# Checkpoints.
+
+
+def keep(folder, every, digest="own"):
+    """A report that writes checkpoints."""
+
+    def report(done, state, metrics, tokens):
+        if done % every == 0:
+            finetune.save_checkpoint(folder, state, digest)
+
+    return report
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    train(run(0), report=keep(folder, 5))
+    return folder
+
+
+@pytest.fixture
+def folder(checkpoints, tmp_path):
+    """Two checkpoints, at 15 and 20 of 20 steps, to be spoiled."""
+    shutil.copytree(checkpoints, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def load(folder, digest="own"):
+    return finetune.load_checkpoint(folder, finetune.init_state(adapters(0), SETTINGS), digest)
+
+
+def test_the_newest_two_checkpoints_are_kept_and_read_bit_by_bit(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["15", "20"]
+    assert_same_bits(load(folder), trained(0)[0])
+    assert jax.tree.structure(load(folder)) == jax.tree.structure(trained(0)[0])
+    assert load(folder / "nothing") is None
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_a_run_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path, seeds):
+    def stop(done, state, *_):
+        if done == 10:
+            finetune.save_checkpoint(tmp_path, state, "own")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run(*seeds), report=stop)
+    like = finetune.init_state(adapters(*seeds), SETTINGS)
+    state = finetune.load_checkpoint(tmp_path, like, "own")
+    assert state.step.tolist() == [10] * len(seeds)
+    last, losses = train(run(*seeds), state=state)
+    assert len(losses) == 10
+    assert_same_bits(last, trained(*seeds)[0])
+    assert train(run(*seeds), state=last)[1].size == 0  # nothing is left to do
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(folder):
+    files = [path for path in (folder / "20").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for path in files:
+        whole = path.read_bytes()
+        if path.name == "manifest.json":
+            continue
+        for at in {0, len(whole) // 2, len(whole) - 1} if whole else ():
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(ValueError, match=f"{path} is damaged; delete {folder / '20'} to"):
+                load(folder)
+        path.unlink()
+        with pytest.raises(ValueError, match=f"{path} is missing; delete {folder / '20'} to go on"):
+            load(folder)
+        path.write_bytes(whole)
+    assert load(folder).step == 20
+
+
+def test_a_damaged_manifest_is_refused(folder):
+    path = folder / "20" / "manifest.json"
+    whole = path.read_bytes()
+    for at in (0, 3, whole.index(b"files") + 1, whole.index(b"own"), len(whole) // 2, -1):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=f"load_checkpoint: {folder / '20'}"):
+            load(folder)
+    path.write_bytes(whole[:50])
+    with pytest.raises(ValueError, match=f"load_checkpoint: {path} is damaged"):
+        load(folder)
+
+
+def test_a_checkpoint_without_its_manifest_does_not_count(folder):
+    (folder / "20" / "manifest.json").unlink()
+    state = load(folder)
+    assert state.step == 15
+    last, _ = train(run(0), state=state, report=keep(folder, 5))  # over what was left there
+    assert_same_bits(last, trained(0)[0])
+    assert_same_bits(load(folder), last)
+
+
+def test_a_checkpoint_of_another_run_is_refused(folder):
+    with pytest.raises(
+        ValueError, match=f"{folder / '20'} is of a run with another model, data or"
+    ):
+        load(folder, digest="other")
+
+
+def test_a_digest_is_of_all_that_the_result_depends_on():
+    own = run(0, 1)
+    changes = [
+        own._replace(texts=own.texts[::-1]),
+        own._replace(
+            texts=(own.texts[0], [*own.texts[1][:-1], own.texts[1][-1]._replace(first=1)])
+        ),
+        own._replace(rates=(0.02, 0.02)),
+        own._replace(seeds=(0, 2)),
+        own._replace(settings=SETTINGS._replace(decay=0.0)),
+    ]
+    digests = [each.digest("abc", adapters(0, 1)) for each in [own, *changes]]
+    digests += [own.digest("abd", adapters(0, 1)), own.digest("abc", adapters(0, 2))]
+    assert len(set(digests)) == len(digests)
+    arrays = own._replace(
+        texts=tuple([Text(np.array(i), np.int64(f)) for i, f in t] for t in own.texts)
+    )
+    assert arrays.digest("abc", adapters(0, 1)) == digests[0]
+
+
+# Other processes.
+
+
+def child(folder, die_at):
+    """What a killed process runs: a checkpoint every five steps, and the last state's bits."""
+    own, folder = run(0), Path(folder)
+    state = load(folder / "checkpoints")
+    print(0 if state is None else state.step[0])
+    save = keep(folder / "checkpoints", 5)
+
+    def report(done, *rest):
+        save(done, *rest)
+        if done == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    last, _ = train(own, state=state, report=report)
+    np.savez(folder / "last.npz", *jax.tree.leaves(last))
+
+
+def start(call, **environment):
+    command = [sys.executable, "-c", f"import test_finetune\ntest_finetune.{call}"]
+    return subprocess.Popen(
+        command,
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    begin = functools.partial(
+        start,
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
+    killed = begin(f"child({str(tmp_path / 'killed')!r}, 12)")
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "last.npz").exists()
+    again = begin(f"child({str(tmp_path / 'killed')!r}, 0)")
+    whole = begin(f"child({str(tmp_path / 'whole')!r}, 0)")
+    assert [process.communicate()[0].split() for process in (whole, again)] == [["0"], ["10"]]
+    assert whole.returncode == again.returncode == 0
+    found, wanted = (np.load(tmp_path / name / "last.npz") for name in ("killed", "whole"))
+    assert len(wanted.files) == len(jax.tree.leaves(trained(0)[0]))
+    for name in wanted.files:
+        assert found[name].tobytes() == wanted[name].tobytes()
+
+
+def sharded():
+    """Losses on one device and on eight, and where the parameters lie."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    own = run(0, 1, settings=SETTINGS._replace(batch=16, steps=4, accumulate=2))
+    found = {"one": train(own)[1].tolist()}
+    for name, fully in (("copied", False), ("cut", True)):
+        placed = finetune.shard_params(params(), mesh, fully=fully)
+        losses = []
+        state = finetune.train(
+            placed,
+            CONFIG,
+            adapters(0, 1),
+            own,
+            mesh=mesh,
+            report=lambda done, state, metrics, tokens, to=losses: to.append(metrics.loss.tolist()),
+        )
+        found[name] = losses
+        found[f"{name} shapes"] = {
+            jax.tree_util.keystr(path): [
+                len(leaf.addressable_shards),
+                leaf.addressable_shards[0].data.shape,
+            ]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(placed)
+        }
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.adapter))
+    batch = finetune.make_batch([t[:8] for t in (toy(8), toy(8, 1))], SETTINGS._replace(batch=8))
+    rows = finetune.shard_batch(batch, mesh)
+    found["rows"] = [x.addressable_shards[0].data.shape for x in rows]
+    deep = CONFIG._replace(layers=8)
+    specs = finetune.param_shardings(param_shapes(deep), mesh, fully=True)
+    found["deep"] = [list(s.spec) for s in (specs["layers"]["down"]["kernel"], specs["embed"])]
+    print(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def on_eight():
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    process = start("sharded()", XLA_FLAGS=flags)
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    return json.loads(output)
+
+
+@pytest.mark.parametrize("name", ["copied", "cut"])
+def test_eight_devices_give_the_losses_of_one(on_eight, name):
+    assert np.shape(on_eight["one"]) == (4, 2)
+    assert on_eight["one"][0] != on_eight["one"][3]
+    assert_allclose(on_eight[name], on_eight["one"], rtol=0, atol=1e-5)
+
+
+def test_parameters_and_rows_are_cut(on_eight):
+    cut = on_eight["cut shapes"]
+    whole = {
+        jax.tree_util.keystr(path): list(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params())
+    }
+    assert on_eight["copied shapes"] == {name: [8, shape] for name, shape in whole.items()}
+    for name, shape in whole.items():
+        count, part = cut[name]
+        assert count == 8 and 8 * np.prod(part) == np.prod(shape)
+        # Neither layers nor 97 tokens are cut.
+        assert all(p == n for p, n in zip(part, shape, strict=True) if n in (2, 97))
+    assert cut["['embed']"] == [8, [97, 4]]
+    assert cut["['layers']['gate']['kernel']"] == [8, [2, 32, 6]]
+    assert on_eight["rows"] == [[2, 1, 1, 16], *[[2, 1, 1, 8]] * 3]
+    assert on_eight["deep"] == [[None, "data"]] * 2

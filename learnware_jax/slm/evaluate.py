@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from learnware_jax.slm.decoder import Adapter, Config, Params, forward, generate, init_cache, logits
 
@@ -25,6 +25,13 @@ class Question(NamedTuple):
 
     prompt: Sequence[int]
     choices: Sequence[Sequence[int]]
+
+
+class Scores(NamedTuple):
+    """Of every choice: its log-likelihood in nats, and whether it is what greedy decoding gives."""
+
+    likelihood: Float[np.ndarray, "k n c"]
+    greedy: Bool[np.ndarray, "k n c"]
 
 
 class Estimate(NamedTuple):
@@ -54,10 +61,37 @@ def choice_scores(
     accelerators. `done` is told of questions as they are finished.
     ValueError for an empty prompt or choice, or a text beyond the model's positions.
     """
+    return score_choices(
+        params,
+        config,
+        questions,
+        adapters=adapters,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+        together=together,
+        reuse=reuse,
+        done=done,
+    ).likelihood
+
+
+def score_choices(
+    params: Params,
+    config: Config,
+    questions: Sequence[Question],
+    *,
+    adapters: Adapter,
+    dtype: str = "float32",
+    batch_tokens: int = 1024,
+    together: int = 1,
+    reuse: bool = True,
+    done: Callable[[int], None] = lambda count: None,
+) -> Scores:
+    """`choice_scores`, and whether every token of a choice is the likeliest (or as likely)."""
     _check(questions, config)
     most = max(len(q.choices) for q in questions)
     longest = max(len(choice) for q in questions for choice in q.choices)
-    scores = np.full((len(adapters.scale), len(questions), most), -np.inf)
+    shape = (len(adapters.scale), len(questions), most)
+    scores = Scores(np.full(shape, -np.inf), np.zeros(shape, bool))
     for width, members in _batches([len(q.prompt) for q in questions], batch_tokens):
         rows = max(1, batch_tokens // width)
         prompts, lengths = _pad([questions[i].prompt for i in members], rows, width)
@@ -77,7 +111,8 @@ def choice_scores(
         )
         for row, i in enumerate(members):
             count = len(questions[i].choices)
-            scores[:, i, :count] = np.asarray(found)[:, row, :count]
+            for kept, new in zip(scores, found, strict=True):
+                kept[:, i, :count] = np.asarray(new)[:, row, :count]
         done(len(members))
     return scores
 
@@ -95,30 +130,35 @@ def _choice_scores(
     dtype: str,
     together: int,
     reuse: bool,
-) -> Float[Array, "k b c"]:
+) -> tuple[Float[Array, "k b c"], Bool[Array, "k b c"]]:
     slots = prompts.shape[1] + choices.shape[2] - 1
     counted = jnp.arange(choices.shape[2]) < sizes[..., None]
 
     def log_probability(hidden, targets):
         scores = logits(params, hidden, config=config, dtype=dtype)
         chosen = jnp.take_along_axis(scores, targets, -1)
-        return chosen - jax.nn.logsumexp(scores, -1, keepdims=True)
+        # No argmax: the greatest is at hand, and an index is slow to find on CPUs.
+        greedy = chosen >= scores.max(-1, keepdims=True)
+        return chosen - jax.nn.logsumexp(scores, -1, keepdims=True), greedy
+
+    def over(counted, found, greedy):
+        return jnp.where(counted, found[..., 0], 0).sum(-1), (greedy[..., 0] | ~counted).all(-1)
 
     def after_one_prompt(adapter):
         shared = {"config": config, "adapter": adapter, "dtype": dtype}
         cache = init_cache(config, len(prompts), slots, dtype)
         hidden, cache = forward(params, prompts, cache=cache, **shared)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0]
-        first = log_probability(last, choices[..., 0])
+        first, greedy = log_probability(last, choices[..., 0])
         if choices.shape[2] == 1:
-            return first
+            return first, greedy
 
         def rest(choice, counted):
             hidden, _ = forward(params, choice[:, :-1], cache=cache, start=lengths, **shared)
-            found = log_probability(hidden, choice[:, 1:, None])[..., 0]
-            return jnp.where(counted[:, 1:], found, 0).sum(-1)
+            return over(counted[:, 1:], *log_probability(hidden, choice[:, 1:, None]))
 
-        return first + jax.vmap(rest, in_axes=1, out_axes=1)(choices, counted)
+        others, too = jax.vmap(rest, in_axes=1, out_axes=1)(choices, counted)
+        return first + others, greedy & too
 
     def after_own_prompts(adapter):
         def whole(choice, counted):
@@ -127,8 +167,7 @@ def _choice_scores(
             ids = jax.vmap(lambda row, i, new: row.at[i].set(new))(ids, at, choice)
             hidden, _ = forward(params, ids, config=config, adapter=adapter, dtype=dtype)
             hidden = jnp.take_along_axis(hidden, (at - 1)[..., None], 1)
-            found = log_probability(hidden, choice[..., None])[..., 0]
-            return jnp.where(counted, found, 0).sum(-1)
+            return over(counted, *log_probability(hidden, choice[..., None]))
 
         return jax.vmap(whole, in_axes=1, out_axes=1)(choices, counted)
 
@@ -242,11 +281,12 @@ def _check(questions: Sequence[Question], config: Config) -> None:
     for i, (prompt, choices) in enumerate(questions):
         if not prompt or not choices or not all(choices):
             raise ValueError(f"evaluate: item {i} has an empty prompt or choice.")
+        # The last token is never an input.
         longest = len(prompt) + max(map(len, choices))
-        if longest > config.positions:
+        if longest > config.positions + 1:
             raise ValueError(
-                f"evaluate: item {i} has {longest} tokens, the model takes {config.positions}; "
-                "cut its text."
+                f"evaluate: item {i} has {longest} tokens, the model takes {config.positions} and "
+                "one more that only follows; cut its text."
             )
 
 

@@ -399,20 +399,29 @@ def load_checkpoint(folder: str | Path, like: State, digest: str) -> State | Non
     if not found:
         return None
     home = found[-1]
-    manifest = json.loads((home / MANIFEST).read_text())
-    if manifest["run"] != digest:
+
+    def refuse(file, what):
+        raise ValueError(
+            f"load_checkpoint: {file} is {what}; delete {home} to go on from the checkpoint before "
+            "it."
+        )
+
+    try:
+        manifest = json.loads((home / MANIFEST).read_bytes())
+        run, hashes = manifest["run"], dict(manifest["files"])
+    except (ValueError, KeyError, TypeError):
+        refuse(home / MANIFEST, "damaged")
+    if run != digest:
         raise ValueError(
             f"load_checkpoint: {home} is of a run with another model, data or settings; give this "
             "run a folder of its own, or delete that one."
         )
-    for name, expected in manifest["files"].items():
+    for name, expected in hashes.items():
         file = home / name
-        if not file.is_file() or _sha256(file) != expected:
-            what = "is damaged" if file.is_file() else "is missing"
-            raise ValueError(
-                f"load_checkpoint: {file} {what}; delete {home} to go on from the checkpoint "
-                "before it."
-            )
+        if not file.is_file():
+            refuse(file, "missing")
+        if _sha256(file) != expected:
+            refuse(file, "damaged")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _as_dict(like))
     with orbax.StandardCheckpointer() as reader:
         arrays = reader.restore(home / "state", shapes)

@@ -1,0 +1,268 @@
+"""Experiments with language models: fine-tuned, docked, selected, used; and the dock that ships."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import build as build_config
+from configs import evaluate as evaluate_config
+from configs import finetune as finetune_config
+from configs import select as select_config
+from experiments import build, evaluate, finetune, models, select
+from learnware_jax.dock import store
+from learnware_jax.dock.labelled import Example, load_examples
+from learnware_jax.dock.texts import read_pairs
+from learnware_jax.slm import lora
+from learnware_jax.slm.evaluate import accuracy
+
+SHIPPED = Path(__file__).parent.parent / "docks" / "quickstart"
+TASKS = ("recurrences", "arithmetic")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A dock of two learnwares, tuned for four steps, and the folder they were tuned in."""
+    folder = tmp_path_factory.mktemp("models")
+    config = build_config.get_config("smoke")
+    config.tasks, config.labelled = (), TASKS
+    config.dock, config.finetune.workdir = str(folder / "dock"), str(folder / "finetune")
+    assert build.run(config)["added"] == list(TASKS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(built):
+    config = evaluate_config.get_config("smoke")
+    config.dock, config.workdir = str(built / "dock"), str(built / "evaluate")
+    return config, evaluate.run(config)
+
+
+def test_fine_tuning_writes_adapters_metrics_and_summaries(built):
+    for task in TASKS:
+        home = built / "finetune" / task
+        rows = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        summary = json.loads((home / "summary.json").read_text())
+        assert summary["loss"] == rows[-1]["loss"][task]
+        assert summary["tokens"] == sum(row["tokens"] for row in rows)
+        assert list((home / "tensorboard").glob("events*"))
+        assert json.loads((home / "adapter" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_a_learnware_carries_its_adapter_and_a_card_that_says_how_it_does(built):
+    for task in TASKS:
+        learnware = store.read_learnware(built / "dock", task)
+        files = store.read_adapter(built / "dock", task)
+        folder = built / "finetune" / task / "adapter"
+        assert files == {file.name: file.read_bytes() for file in folder.iterdir()}
+        card = learnware.card
+        assert card["model"]["name"] == "SmolLM2-135M-Instruct"
+        assert card["evaluation"]["rows"] == 8 and 0 <= card["evaluation"]["accuracy"] <= 1
+        assert card["training"]["steps"] == 4 and card["training"]["examples"] == 16
+        assert learnware.header.about["n"] == 32
+    assert card["labels"] == [] and card["metric"] == "exact"
+
+
+def test_fine_tuning_that_was_stopped_goes_on_to_the_same_bytes(built, tmp_path):
+    config = finetune_config.get_config("smoke")
+    config.tasks, config.workdir = TASKS[:1], str(tmp_path)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        call = finetune._Log.__call__
+
+        def stop_after_three(log, done, *rest):
+            call(log, done, *rest)
+            if done == 3:
+                raise KeyboardInterrupt
+
+        patch.setattr(finetune._Log, "__call__", stop_after_three)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.run(config)
+    assert [p.name for p in (tmp_path / TASKS[0] / "checkpoints").iterdir()] == ["2"]
+    finetune.run(config)
+    home, once = tmp_path / TASKS[0], built / "finetune" / TASKS[0]
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (home / "adapter" / name).read_bytes() == (once / "adapter" / name).read_bytes()
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (home, once)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_evaluation_writes_the_interface(evaluated):
+    config, output = evaluated
+    assert json.loads((Path(config.workdir) / "results.json").read_text()) == output
+    assert [row["task"] for row in output["tasks"]] == ["recurrences", "arithmetic-questions"]
+    wanted = {"task", "domain", "n", "base", "random", "selected", "oracle", "stderr"}
+    for row in output["tasks"]:
+        assert wanted | {"selected_id"} <= row.keys()
+        assert row["n"] == 6 and row["selected_id"] in TASKS
+        assert row["oracle"] == max(row["accuracy"].values()) >= row["selected"]
+        assert row["random"] == pytest.approx(np.mean(list(row["accuracy"].values())))
+        assert row["selected"] == row["accuracy"][row["selected_id"]]
+        assert row["gain"] == pytest.approx(row["selected"] - row["base"])
+    assert [row["kind"] for row in output["tasks"]] == ["same", "unseen"]
+    assert output["tasks"][0]["selected_id"] == "recurrences"
+    assert (Path(config.workdir) / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_records_hold_every_item_and_give_the_table(evaluated):
+    config, output = evaluated
+    for row in output["tasks"]:
+        file = Path(config.workdir) / "records" / f"{row['task']}.json"
+        record = json.loads(file.read_text())
+        assert record["row"] == row and len(record["items"]) == 6
+        for name in ("base", *TASKS, "merged", "routed"):
+            right = [name in item["right"] for item in record["items"]]
+            assert np.mean(right) == row["accuracy"].get(name, row.get(name))
+        rows = load_examples(row["task"], "test", 6)
+        assert [item["wanted"] for item in record["items"]] == [e.answer for e in rows]
+        for item in record["items"]:
+            if row["task"] == "recurrences":
+                right = [name for name, a in item["answers"].items() if a == item["wanted"]]
+                assert sorted(item["right"]) == sorted(right)
+
+
+def test_a_finished_task_is_not_computed_again_unless_something_changed(evaluated, monkeypatch):
+    config, output = evaluated
+
+    def fail(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(evaluate, "evaluate_job", fail)
+    assert evaluate.run(config) == output
+    changed = config.copy_and_resolve_references()
+    changed.scoring.by = "bytes"
+    with pytest.raises(AssertionError, match="computed again"):
+        evaluate.run(changed)
+
+
+def test_own_rows_are_halved_into_texts_to_select_by_and_rows_to_score(built, tmp_path):
+    rows = [
+        {"q": f"T(n) = {i}T(n/2) + O(n^3)", "a": ("rest", "recursion")[i % 2]} for i in range(8)
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = evaluate_config.get_config("smoke")
+    config.tasks, config.dock, config.workdir = (), str(built / "dock"), str(tmp_path / "work")
+    config.data = finetune_config.source(str(tmp_path / "mine.jsonl"), "q", "a")
+    (job,) = evaluate.jobs_of(config)
+    assert len(job.texts) == 4 and len(job.rows) == 4
+    assert not set(job.texts) & {example.text for example in job.rows}
+    config.data.labels = ("rest", "recursion")
+    with pytest.raises(ValueError, match="are not places in the labels"):
+        evaluate.jobs_of(config)
+
+
+def test_words_in_a_column_become_choices(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nx one,0\ny two,1\n")
+    source = finetune_config.source(str(tmp_path / "a.csv"), "text", "label", ("no", "yes"))
+    assert finetune.read_source(source, 10) == [
+        Example("x one", "no", ("no", "yes")),
+        Example("y two", "yes", ("no", "yes")),
+    ]
+
+
+def test_the_demo_uses_the_selected_model(built, tmp_path):
+    config = select_config.get_config("smoke")
+    config.dock, config.workdir = str(built / "dock"), str(tmp_path)
+    config.build.tasks, config.build.labelled = (), TASKS
+    config.users.unseen, config.users.outside = (), ()
+    config.use.users, config.use.scoring.rows = ("recurrences",), 4
+    output = select.run(config)
+    (row,) = output["use"]
+    assert row["task"] == "recurrences" and row["selected_id"] == "recurrences" and row["n"] == 4
+    assert f"| {row['base']:.2f} | {row['random']:.2f} |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_dock_without_models_is_refused_for_use(built, tmp_path):
+    shutil.copytree(built / "dock", tmp_path / "dock")
+    learnware = store.read_learnware(tmp_path / "dock", "arithmetic")
+    store.add(tmp_path / "dock", learnware, replace=True)
+    config = evaluate_config.get_config("smoke")
+    config.dock, config.workdir = str(tmp_path / "dock"), str(tmp_path / "work")
+    with pytest.raises(ValueError, match="arithmetic has no adapter, so there is no model to use"):
+        evaluate.run(config)
+
+
+def test_adapters_of_another_model_are_refused(built, tmp_path):
+    shutil.copytree(built / "dock", tmp_path / "dock")
+    learnware = store.read_learnware(tmp_path / "dock", "arithmetic")
+    learnware.card["model"]["weights_sha256"] = "0" * 64
+    adapter = store.read_adapter(tmp_path / "dock", "arithmetic")
+    store.add(tmp_path / "dock", learnware, adapter=adapter, replace=True)
+    model = models.open_model(evaluate_config.get_config("smoke").model)
+    with pytest.raises(ValueError, match="the adapter of 'arithmetic' is for SmolLM2-135M-Instr"):
+        models.dock_adapters(str(tmp_path / "dock"), store.load(tmp_path / "dock"), model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ("arithmetics",)}, "is no task .*did you mean arithmetic"),
+        ({"tasks": ()}, "nothing to do; set tasks, or data.mine.source"),
+        ({"template": "chat-ml"}, "got 'chat-ml' .did you mean chatml"),
+        ({"sharding": "both"}, "got sharding='both'"),
+        ({"train": "a"}, "got train='a'; want 'b' or 'ab'"),
+        ({"model.name": "nobody"}, "there is no file or folder nobody"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(tmp_path, change, message):
+    config = finetune_config.get_config("smoke")
+    config.workdir = str(tmp_path / "work")
+    config.update_from_flattened_dict(change)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        finetune.run(config)
+    assert not (tmp_path / "work").exists()
+
+
+def test_pairs_of_a_file(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"q": " two\\n words", "n": 3}\n{"q": "b", "n": true}\n')
+    pairs = read_pairs(tmp_path / "a.jsonl", text="q", answer="n")
+    assert pairs == [("two words", "3"), ("b", "true")]
+    (tmp_path / "b.jsonl").write_text('{"q": "a", "n": 3}\n{"q": "", "n": 4}\n')
+    with pytest.raises(ValueError, match=r"row 2 of .*b.jsonl has a blank text or answer"):
+        read_pairs(tmp_path / "b.jsonl", text="q", answer="n")
+    with pytest.raises(ValueError, match="has no column 'm'"):
+        read_pairs(tmp_path / "b.jsonl", text="q", answer="m")
+    (tmp_path / "c.txt").write_text("only texts\n")
+    with pytest.raises(ValueError, match="has no columns"):
+        read_pairs(tmp_path / "c.txt", text="q", answer="n")
+
+
+# The dock that comes with the repository
+
+
+def test_the_shipped_dock_is_sound_and_small():
+    assert store.check(SHIPPED) == []
+    learnwares = store.load(SHIPPED)
+    domains = Counter(learnware.card["domain"] for learnware in learnwares)
+    assert len(learnwares) >= 12
+    assert all(domains[name] >= 4 for name in ("finance", "medicine", "mathematics"))
+    weights = sum(file.stat().st_size for file in SHIPPED.rglob("adapter_model.safetensors"))
+    assert weights <= 8e6
+
+
+def test_a_shipped_model_does_its_task_and_the_base_model_does_not():
+    config = evaluate_config.get_config("smoke")
+    model = models.open_model(config.model)
+    learnware = store.read_learnware(SHIPPED, "icd10-injuries")
+    adapter = lora.from_peft(store.read_adapter(SHIPPED, learnware.id), model.config)
+    rows = load_examples(learnware.id, "test", 24)
+    scored = models.score_examples(
+        model,
+        models.template_of("plain"),
+        learnware.card["instruction"],
+        rows,
+        models.with_base(lora.stack([adapter])),
+        config.scoring,
+    )
+    base, tuned = (accuracy(correct).value for correct in scored.correct)
+    assert base < 0.5 < 0.75 < tuned
