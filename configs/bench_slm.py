@@ -4,7 +4,8 @@ python -m experiments.bench_slm --config=configs/bench_slm.py            SmolLM2
 python -m experiments.bench_slm --config=configs/bench_slm.py:smoke      a tiny random model: 20 s
 
 torch, transformers and peft are measured where they can be imported; nothing is downloaded for
-them: they get our numbers. First calls, which compile, are left out and shown apart.
+them: they get our numbers, and one thread or all, whichever proves faster. First calls, which
+compile, are left out and shown apart.
 """
 
 from ml_collections import ConfigDict
@@ -35,15 +36,19 @@ def get_config(size="full"):
             lora=dict(rank=8, alpha=16.0, targets=("query", "key", "value", "out")),
             rate=1e-3,
             # Rows and tokens of a training step and of a forward pass.
-            batch=4 if smoke else 8,
+            batch=2 if smoke else 8,
             tokens=16 if smoke else 64,
             decode=dict(
-                batches=(1, 2) if smoke else (1, 8),
+                batches=(2,) if smoke else (1, 8),
                 prompt=8 if smoke else 32,
                 new=6 if smoke else 32,
             ),
             # Adapters in one program, with rows for each.
-            stack=dict(adapters=3 if smoke else 8, batch=2),
+            stack=dict(
+                adapters=3 if smoke else 8,
+                batch=2,
+                dtypes=("float32",) if smoke else ("float32", "bfloat16"),
+            ),
             choice=dict(
                 questions=4 if smoke else 8,
                 prompt=16 if smoke else 64,

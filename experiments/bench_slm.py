@@ -34,6 +34,7 @@ class Way(NamedTuple):
     call: Callable[[], Any]  # returns when the work is done
     operations: float = 0.0  # products with the model's own matrices; 0: not counted
     dtype: str = ""  # of their operands
+    threads: int = 0  # of torch; 0: it has no part in this
 
 
 class Bench:
@@ -47,7 +48,7 @@ class Bench:
             "model": config.model.name,
             "device": device.device_kind,
             "platform": device.platform,
-            "cores": os.cpu_count(),
+            "cores": len(os.sched_getaffinity(0)),
             "rows": [],
             "ratios": [],
             "checks": {},
@@ -63,28 +64,30 @@ class Bench:
         counted = {way.dtype for way in ways if way.operations}
         calls = {way.name: way.call for way in ways}
         calls |= {dtype: self.products[dtype][0] for dtype in counted}
-        first, seconds = {}, {name: [] for name in calls}
-        for name, call in calls.items():
-            first[name] = _seconds(call)
+        names, first = list(calls), {name: _times(call) for name, call in calls.items()}
+        times = {name: [] for name in names}
         for turn in range(self.repeats):
-            names = list(calls)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                seconds[name].append(_seconds(calls[name]))
+                times[name].append(_times(calls[name]))
+        seconds = {name: np.array([wall for wall, _ in taken]) for name, taken in times.items()}
+        busy = {name: np.array([cpu for _, cpu in taken]) for name, taken in times.items()}
         for way in ways:
-            taken = np.array(seconds[way.name])
+            taken = seconds[way.name]
             row = {
                 "work": work,
                 "way": way.name,
                 "tokens": tokens,
                 "tokens_per_second": _spread(tokens / taken),
+                "tokens_per_cpu_second": _spread(tokens / busy[way.name]),
                 # What the first call took beyond another: compilation, or a kept program's loading.
-                "compile_seconds": max(0.0, first[way.name] - float(np.median(taken))),
+                "compile_seconds": max(0.0, first[way.name][0] - float(np.median(taken))),
                 "seconds": taken.tolist(),
+                "torch_threads": way.threads,
                 "load": os.getloadavg()[0],
             }
             shown = ""
             if way.operations:
-                rate = self.products[way.dtype][1] / np.array(seconds[way.dtype])
+                rate = self.products[way.dtype][1] / seconds[way.dtype]
                 row["gflops_of_product"] = _spread(rate / 1e9)
                 row["fraction_of_product"] = _spread(way.operations / taken / rate)
                 shown = f"{row['fraction_of_product']['median']:6.2f} of {way.dtype} product"
@@ -98,16 +101,24 @@ class Bench:
             )
         for of, to in itertools.combinations(calls, 2):
             if of not in DTYPES and to not in DTYPES:
-                self._ratio(work, of, to, np.array(seconds[to]) / np.array(seconds[of]))
+                row = {
+                    "work": work,
+                    "of": of,
+                    "to": to,
+                    "times_as_fast": _spread(seconds[to] / seconds[of]),
+                    # What a busy machine changes less: the processor's time of all threads.
+                    "times_as_fast_by_cpu_seconds": _spread(busy[to] / busy[of]),
+                }
+                self._print_ratio(row)
+                self.output["ratios"].append(row)
         write_json(self.file, self.output)
 
-    def _ratio(self, work: str, of: str, to: str, values: np.ndarray) -> None:
-        row = {"work": work, "of": of, "to": to, "times_as_fast": _spread(values)}
-        self.output["ratios"].append(row)
-        spread = row["times_as_fast"]
+    def _print_ratio(self, row: dict) -> None:
+        work, of, to = row["work"], row["of"], row["to"]
+        spread, busy = row["times_as_fast"], row["times_as_fast_by_cpu_seconds"]["median"]
         print(
             f"{work:32} {of} is {spread['median']:.2f} times ({spread['low']:.2f} to "
-            f"{spread['high']:.2f}) as fast as {to}",
+            f"{spread['high']:.2f}) as fast as {to}; {busy:.2f} by CPU-seconds",
             flush=True,
         )
 
@@ -118,10 +129,31 @@ class Bench:
         write_json(self.file, self.output)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
+def _times(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of a call: of the clock, and of the processor, over all threads."""
+    wall, cpu = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - begin
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def torch_way(name: str, call: Callable[[], Any], *numbers: Any) -> Way:
+    """A way of torch with one thread or all, whichever proves faster here.
+
+    Where others use the machine, its threads may wait for each other for hundreds of milliseconds
+    at every operation.
+    """
+    import torch
+
+    def threaded(threads):
+        torch.set_num_threads(threads)
+        return call()
+
+    found = {}
+    for threads in {1, len(os.sched_getaffinity(0))}:
+        threaded(threads)
+        found[threads] = min(_times(functools.partial(threaded, threads))[0] for _ in range(2))
+    best = min(found, key=found.get)
+    return Way(name, functools.partial(threaded, best), *numbers, threads=best)
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
@@ -320,19 +352,20 @@ def training(bench: Bench, both: dict, model: Config, config: ConfigDict, peers:
     tokens = config.batch * config.tokens
     # Forward, and the derivative by what comes in: the matrices themselves are not trained.
     operations = 4.0 * tokens * matrix_numbers(both["float32"], model)
+    made = {f"ours {d}": Training(both[d], model, adapter, batch, config, d) for d in DTYPES}
     ways = [
-        Way(f"ours {d}", Training(both[d], model, adapter, batch, config, d), operations, d)
-        for d in DTYPES
+        Way(name, call, operations, dtype)
+        for (name, call), dtype in zip(made.items(), DTYPES, strict=True)
     ]
     if peers:
         for dtype, name in (("float32", "PEFT float32"), ("bfloat16", "PEFT bfloat16 autocast")):
             autocast = dtype == "bfloat16"
-            call = PeftTraining(both["float32"], model, adapter, batch, config, autocast)
-            ways.append(Way(name, call, operations, dtype))
+            made[name] = PeftTraining(both["float32"], model, adapter, batch, config, autocast)
+            ways.append(torch_way(name, made[name], operations, dtype))
     bench.measure(f"LoRA step, {config.batch} x {config.tokens}", tokens, ways)
-    for way in ways:
-        bench.check(f"first loss, {way.name}", way.call.losses[0])
-        bench.check(f"last loss, {way.name}", way.call.losses[-1])
+    for name, call in made.items():
+        bench.check(f"loss at first, {name}", call.losses[0])
+        bench.check(f"loss after {config.repeats} steps, {name}", call.losses[config.repeats])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
@@ -366,7 +399,7 @@ def passing(bench: Bench, both: dict, model: Config, config: ConfigDict, peers: 
 
         for dtype, name in (("float32", "torch float32"), ("bfloat16", "torch bfloat16 autocast")):
             call = functools.partial(theirs, dtype == "bfloat16")
-            ways.append(Way(name, call, operations, dtype))
+            ways.append(torch_way(name, call, operations, dtype))
     bench.measure(f"forward, {config.batch} x {config.tokens}", tokens, ways)
     wanted = np.asarray(ways[0].call())
     for way in ways[1:]:
@@ -403,7 +436,7 @@ def decoding(bench: Bench, both: dict, model: Config, config: ConfigDict, peers:
                 )
                 return found[:, settings.prompt :].numpy()
 
-            ways.append(Way("torch float32", theirs))
+            ways.append(torch_way("torch float32", theirs))
         bench.measure(f"decoding, batch {rows}", rows * settings.new, ways)
         for way in ways[1:]:
             same = (way.call() == ways[0].call()).mean()
@@ -415,7 +448,7 @@ def stacking(bench: Bench, both: dict, model: Config, config: ConfigDict) -> Non
     many, rows = config.stack.adapters, config.stack.batch
     batch = make_batch(np.random.default_rng(config.seed), config, model, rows, many)
     adapter = make_adapter(config, model)
-    for dtype in DTYPES:
+    for dtype in config.stack.dtypes:
         made = functools.partial(Training, both[dtype], model, adapter)
         together = made(batch, config, dtype)
         alone = [

@@ -1,12 +1,13 @@
 """What experiments share: their command line, their files, texts made into specifications."""
 
+import contextlib
 import hashlib
 import importlib
 import json
 import logging as python_logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def write_json(path: Path, content: Any) -> None:
 def say(message: str) -> None:
     """A line to the person who waits, on standard error."""
     print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, while the block runs; gives the function that advances it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def open_encoder(settings: ConfigDict) -> Encoder:

@@ -1,9 +1,9 @@
 """Look after a dock: list its learnwares, check every file, remove one.
 
 Examples:
-  python -m experiments.dock --dock=runs/quickstart/dock
-  python -m experiments.dock --dock=runs/quickstart/dock --check
-  python -m experiments.dock --dock=runs/quickstart/dock --remove=my-model
+  python -m experiments.dock --dock=docks/quickstart
+  python -m experiments.dock --dock=docks/quickstart --check
+  python -m experiments.dock --dock=docks/quickstart --remove=my-model
 """
 
 import sys
@@ -13,7 +13,7 @@ from absl import app, flags
 from experiments.common import BAD_INPUT
 from learnware_jax.dock import store
 
-DOCK = flags.DEFINE_string("dock", "runs/quickstart/dock", "The folder of the dock.")
+DOCK = flags.DEFINE_string("dock", "docks/quickstart", "The folder of the dock.")
 CHECK = flags.DEFINE_bool("check", False, "Read every file, and name the unsound learnwares.")
 REMOVE = flags.DEFINE_string("remove", "", "The id of a learnware to remove.")
 
@@ -36,6 +36,9 @@ def main(argv: list[str]) -> None:
             for learnware in store.load(DOCK.value):
                 card, about = learnware.card, learnware.header.about
                 print(f"{learnware.id:28} {card.get('domain', ''):18} n={about['n']:<6} ", end="")
+                score = card.get("evaluation", {}).get("accuracy")
+                print("model " if "adapter" in card else "", end="")
+                print("" if score is None else f"{score:.0%} right  ", end="")
                 print(card.get("description", ""))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ from learnware_jax.dock.labelled import Example, load_examples
 from learnware_jax.selection.decision import NONE_FITS
 from learnware_jax.slm import reuse
 from learnware_jax.slm.decoder import Adapter
-from learnware_jax.slm.evaluate import accuracy
+from learnware_jax.slm.evaluate import accuracy, macro_f1
 from learnware_jax.slm.weights import Model
 from learnware_jax.specification.kernels import mean_embedding
 
@@ -83,15 +83,9 @@ def labelled_job(task, config: ConfigDict) -> Job:
 
 def open_models(dock: OpenDock, settings: ConfigDict) -> Models:
     """The model of `settings` with the adapters of the dock. ValueError if they do not fit."""
-    bare = [learnware.id for learnware in dock.learnwares if "adapter" not in learnware.card]
-    if bare:
-        raise ValueError(
-            f"{dock.path}: {', '.join(bare)} has no adapter, so there is no model to use; use a "
-            "dock whose learnwares have one, such as docks/quickstart."
-        )
-    model = open_model(settings)
-    adapters = with_base(dock_adapters(dock.path, dock.learnwares, model))
-    return Models(model, dock.pool.ids, adapters)
+    model, template = open_model(settings.model), template_of(settings.template)
+    adapters = dock_adapters(dock.path, dock.learnwares, model, template)
+    return Models(model, dock.pool.ids, with_base(adapters))
 
 
 def run(config: ConfigDict) -> dict:
@@ -125,7 +119,7 @@ def run(config: ConfigDict) -> dict:
         file = workdir / "records" / f"{job.id}.json"
         record = json.loads(file.read_text()) if file.exists() else {}
         if record.get("digest") != digest:
-            models = models or open_models(dock, config.model)
+            models = models or open_models(dock, config)
             record = {"digest": digest, **evaluate_job(dock, models, job, one, template, config)}
             write_json(file, record)
         rows.append(record["row"])
@@ -170,6 +164,13 @@ def evaluate_job(
         "decided": row["base"] if decision == NONE_FITS else row["selected"],
         "accuracy": {name: float(np.mean(correct[name])) for name in ids},
     }
+    if job.rows[0].choices:
+        wanted = [example.answer for example in job.rows]
+        scores = {
+            "base": macro_f1(answers[BASE], wanted),
+            "selected": macro_f1(answers[first], wanted),
+        }
+        row["macro_f1"] = {name: score._asdict() for name, score in scores.items()}
     items = [
         {
             "text_sha256": hashlib.sha256(example.text.encode()).hexdigest(),
@@ -260,7 +261,7 @@ def summarise(rows: Sequence[dict]) -> dict:
 
 def use(dock: OpenDock, names: Sequence[str], first: dict[str, str], settings: ConfigDict) -> list:
     """Rows of `summary_row` for labelled tasks, given the learnware that was selected for each."""
-    models = open_models(dock, settings.model)
+    models = open_models(dock, settings)
     template = template_of(settings.template)
     rows = []
     for task in labelled_of(names):

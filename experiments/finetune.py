@@ -156,7 +156,7 @@ def _train(jobs, model: Model, template, settings: Settings, config: ConfigDict)
         )
     for i, job in enumerate(jobs):
         own = jax.tree.map(lambda x, i=i: x[i], last.adapter)
-        files = lora.to_peft(own, base=model.name, note={"template": template.name})
+        files = lora.to_peft(own, base=model.name, note=describe(model, template))
         folder = workdir / job.id / "adapter"
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.common import bar
 from learnware_jax.dock import store
 from learnware_jax.dock.labelled import LABELLED, Example, LabelledTask
 from learnware_jax.dock.materials import MATERIALS, fetch, suggestion
@@ -112,15 +113,17 @@ def scorer(model: Model, template: Template, instruction: str, examples, setting
     ]
 
     def score(adapters: Adapter) -> np.ndarray:
-        return evaluate.choice_scores(
-            model.params,
-            model.config,
-            questions,
-            adapters=adapters,
-            dtype=settings.dtype,
-            batch_tokens=settings.batch_tokens,
-            together=settings.together,
-        )
+        with bar(f"scoring {len(adapters.scale)} models", len(questions)) as advance:
+            return evaluate.choice_scores(
+                model.params,
+                model.config,
+                questions,
+                adapters=adapters,
+                dtype=settings.dtype,
+                batch_tokens=settings.batch_tokens,
+                together=settings.together,
+                done=advance,
+            )
 
     return score
 
@@ -153,17 +156,19 @@ def score_examples(
         answers = [chosen(examples, each, by=settings.by) for each in scores]
         correct = [[a == e.answer for a, e in zip(each, examples, strict=True)] for each in answers]
         return Scored(answers, np.array(correct), scores)
-    tokens = evaluate.answers(
-        model.params,
-        model.config,
-        [prompt_of(model, template, instruction, example.text) for example in examples],
-        adapters=adapters,
-        steps=settings.answer_tokens,
-        end=model.end,
-        dtype=settings.dtype,
-        batch_tokens=settings.batch_tokens,
-        together=settings.together,
-    )
+    with bar(f"answers of {len(adapters.scale)} models", len(examples)) as advance:
+        tokens = evaluate.answers(
+            model.params,
+            model.config,
+            [prompt_of(model, template, instruction, example.text) for example in examples],
+            adapters=adapters,
+            steps=settings.answer_tokens,
+            end=model.end,
+            dtype=settings.dtype,
+            batch_tokens=settings.batch_tokens,
+            together=settings.together,
+            done=advance,
+        )
     answers = [[model.tokenizer.decode(ids).strip() for ids in each] for each in tokens]
     correct = [
         [evaluate.same_number(a, e.answer) for a, e in zip(each, examples, strict=True)]
@@ -172,19 +177,27 @@ def score_examples(
     return Scored(answers, np.array(correct), None)
 
 
-def dock_adapters(path: str, learnwares: Sequence[store.Learnware], model: Model) -> Adapter:
+def dock_adapters(
+    path: str, learnwares: Sequence[store.Learnware], model: Model, template: Template
+) -> Adapter:
     """The adapters of a dock's learnwares as a stack, padded to one shape.
 
-    ValueError if one is for another model than this.
+    ValueError if one has no adapter, or was trained on another model or template than these.
     """
+    wanted = describe(model, template)
     for learnware in learnwares:
+        if "adapter" not in learnware.card:
+            raise ValueError(
+                f"{path}: {learnware.id!r} has no adapter, so there is no model to use; use a dock "
+                "whose learnwares have one, such as docks/quickstart."
+            )
         have = learnware.card["model"]
-        for field in ("weights_sha256", "tokenizer_sha256"):
-            if have[field] != getattr(model, field):
+        for field in ("weights_sha256", "tokenizer_sha256", "template_sha256"):
+            if have[field] != wanted[field]:
                 raise ValueError(
-                    f"{path}: the adapter of {learnware.id!r} is for {have['name']} with {field} "
-                    f"{have[field]}, the model at hand has {getattr(model, field)}; name that "
-                    "model."
+                    f"{path}: the adapter of {learnware.id!r} is for {have['name']} and template "
+                    f"{have['template']!r}, with {field} {have[field]}; at hand is {model.name} "
+                    f"with {wanted[field]}. Set model.name and template to those."
                 )
     read = [
         lora.from_peft(store.read_adapter(path, learnware.id), model.config)

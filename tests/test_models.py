@@ -188,7 +188,9 @@ def test_a_dock_without_models_is_refused_for_use(built, tmp_path):
     store.add(tmp_path / "dock", learnware, replace=True)
     config = evaluate_config.get_config("smoke")
     config.dock, config.workdir = str(tmp_path / "dock"), str(tmp_path / "work")
-    with pytest.raises(ValueError, match="arithmetic has no adapter, so there is no model to use"):
+    with pytest.raises(
+        ValueError, match="'arithmetic' has no adapter, so there is no model to use"
+    ):
         evaluate.run(config)
 
 
@@ -200,7 +202,16 @@ def test_adapters_of_another_model_are_refused(built, tmp_path):
     store.add(tmp_path / "dock", learnware, adapter=adapter, replace=True)
     model = models.open_model(evaluate_config.get_config("smoke").model)
     with pytest.raises(ValueError, match="the adapter of 'arithmetic' is for SmolLM2-135M-Instr"):
-        models.dock_adapters(str(tmp_path / "dock"), store.load(tmp_path / "dock"), model)
+        models.dock_adapters(
+            str(tmp_path / "dock"),
+            store.load(tmp_path / "dock"),
+            model,
+            models.template_of("plain"),
+        )
+    with pytest.raises(ValueError, match="is for SmolLM2-135M-Instruct and template 'plain'"):
+        models.dock_adapters(
+            str(built / "dock"), store.load(built / "dock"), model, models.template_of("chatml")
+        )
 
 
 @pytest.mark.parametrize(

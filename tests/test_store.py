@@ -701,7 +701,7 @@ def test_an_adapter_returns_as_it_was_added_and_goes_with_its_learnware(dock):
         name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()
     }
     assert "adapter" not in given.card
-    with pytest.raises(FileNotFoundError, match="'b' of .* has a specification and no adapter"):
+    with pytest.raises(FileNotFoundError, match=r"'b' of .* has a specification and no adapter"):
         store.read_adapter(dock, "b")
     # A card that speaks of an adapter does not bring it along.
     store.add(dock, version("a", 3)._replace(card=card), replace=True)

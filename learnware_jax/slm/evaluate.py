@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from learnware_jax.slm.decoder import Adapter, Config, Params, forward, generate, init_cache, logits
 
-WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, *(2**i for i in range(10, 21)))
 
 
 class Question(NamedTuple):
@@ -229,8 +229,11 @@ def _generate_many(params, adapters, ids, lengths, *, config, steps, end, dtype,
 
 
 def last_number(text: str) -> float | None:
-    """The last number in a text, without separators of thousands; None if there is none."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    """The last number in a text, without separators of thousands; None if there is none.
+
+    A hyphen behind a letter or a digit is no sign: the last number of "10-20" is 20.
+    """
+    found = re.findall(r"(?:(?<!\w)-)?(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)", text)
     return float(found[-1].replace(",", "")) if found else None
 
 
