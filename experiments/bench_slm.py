@@ -48,7 +48,7 @@ class Bench:
             "model": config.model.name,
             "device": device.device_kind,
             "platform": device.platform,
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": cores(),
             "rows": [],
             "ratios": [],
             "checks": {},
@@ -149,11 +149,17 @@ def torch_way(name: str, call: Callable[[], Any], *numbers: Any) -> Way:
         return call()
 
     found = {}
-    for threads in {1, len(os.sched_getaffinity(0))}:
+    for threads in {1, cores()}:
         threaded(threads)
         found[threads] = min(_times(functools.partial(threaded, threads))[0] for _ in range(2))
     best = min(found, key=found.get)
     return Way(name, functools.partial(threaded, best), *numbers, threads=best)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count()
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:

@@ -106,9 +106,12 @@ def run(config: ConfigDict) -> dict:
     jobs = lessons_of(config)
     missing = [job for job in jobs if not (workdir / job.id / "summary.json").exists()]
     if missing:
-        model = open_model(config.model)
+        # A model that is to be cut over devices is read on the host: it need not fit one of them.
+        host = jax.devices("cpu")[0] if config.sharding == "full" else None
+        with jax.default_device(host):
+            model = open_model(config.model)
         say(
-            f"Fine-tuning {len(missing)} adapters of {model.name}, {config.together} at a time, "
+            f"Fine-tuning {len(missing)} adapter(s) of {model.name}, {config.together} at a time, "
             f"{config.steps} steps of {config.batch} examples each."
         )
         for i in range(0, len(missing), config.together):

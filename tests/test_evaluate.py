@@ -212,31 +212,111 @@ def test_scores_equal_those_of_the_harness(family):
 
 
 def test_answers_are_those_of_generate_alone():
-    prompts = [q.prompt for q in questions()]
-    end = None
-    done = []
-    for again in range(2):
-        found = answers(
+    prompts, done = [q.prompt for q in questions()], []
+    shared = {"adapters": adapters(), "steps": 6, "batch_tokens": 128, "done": done.append}
+    free = answers(params(), CONFIG, prompts, end=-1, **shared)
+    for k, i in np.ndindex(3, 9):
+        ids = np.zeros((1, 48), np.int32)
+        ids[0, : len(prompts[i])] = prompts[i]
+        alone = decoder.generate(
             params(),
-            CONFIG,
-            prompts,
-            adapters=adapters(),
+            ids,
+            np.array([len(prompts[i])]),
+            config=CONFIG,
+            adapter=pick(k),
             steps=6,
-            end=-1 if end is None else end,
-            batch_tokens=128,
-            done=done.append,
+            end=-1,
         )
-        for k in range(3):
-            for prompt, answer in zip(prompts, found[k], strict=True):
-                alone = generate_alone(k, tuple(prompt))
-                assert answer == (
-                    alone
-                    if end is None
-                    else (alone + [end])[: alone.index(end)]
-                    if end in alone
-                    else alone
-                )
-        if end is None:
-            end = found[0][2][3]
-    assert {len(answer) for each in found for answer in each} > {3, 6}
-    assert sum(done) == 18
+        assert free[k][i] == alone[0].tolist()
+    assert sum(done) == 9
+    # And now one of these tokens ends an answer, and is no part of it.
+    end = free[0][2][3]
+    short = [i for i, prompt in enumerate(prompts) if len(prompt) <= 32]
+    ended = answers(params(), CONFIG, [prompts[i] for i in short], end=end, **shared)
+    wanted = [[[*each[i], end] for i in short] for each in free]
+    assert ended == [[row[: row.index(end)] for row in rows] for rows in wanted]
+    assert {6, 3} <= {len(answer) for rows in ended for answer in rows}
+
+
+# Numbers in texts, and sums over items.
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("The answer is 42.", 42),
+        ("3 and 4, so 7", 7),
+        ("1,234,567.5 dollars", 1234567.5),
+        ("$1,200", 1200),
+        ("minus: -3.25", -3.25),
+        ("(-7)", -7),
+        ("x = -12,000", -12000),
+        ("10-20", 20),  # a range, no sign
+        ("step-3", 3),
+        ("0.5%", 0.5),
+        ("only .75 of it", 0.75),
+        ("-.5", -0.5),
+        ("version 1.2.3", 3),
+        ("5,", 5),
+        ("007", 7),
+        ("#### 18\n", 18),
+        ("none", None),
+        ("", None),
+        ("- . ,", None),
+    ],
+)
+def test_the_last_number_of_a_text(text, number):
+    assert evaluate.last_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "text, answer, same",
+    [
+        ("it is 1,000", "1000.0", True),
+        ("0.33333", "0.3333", True),  # 3e-5 apart
+        ("0.334", "0.3333", False),
+        ("1000.05", "1000", True),  # relative 5e-5
+        ("1001", "1000", False),
+        ("0.00005", "0", True),
+        ("-5", "5", False),
+        ("none", "5", False),
+        ("5", "none", False),
+        ("none", "none", False),
+    ],
+)
+def test_same_numbers(text, answer, same):
+    assert evaluate.same_number(text, answer) == same
+
+
+def test_accuracy_by_hand():
+    """Three of four: s^2 = (3 / 16 + 9 / 16) / 3 = 1 / 4, divided by 4 and rooted."""
+    assert evaluate.accuracy([True, True, False, True]) == (0.75, 0.25)
+    assert evaluate.accuracy(np.zeros(5, bool)) == (0, 0)
+    value, error = evaluate.accuracy([True])
+    assert value == 1 and math.isnan(error)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_macro_f1_equals_that_of_scikit_learn(seed):
+    """Labels that only occur in predictions count as wrong, and not as labels."""
+    rng = np.random.default_rng(seed)
+    wanted = rng.choice(["a", "b", "c", "d"], 60, p=[0.6, 0.2, 0.15, 0.05]).tolist()
+    noise = rng.choice(["a", "b", "c", "d", "e", ""], 60).tolist()
+    predicted = [w if keep else n for w, n, keep in zip(wanted, noise, rng.random(60) < 0.5)]
+    labels = sorted(set(wanted))
+    score = functools.partial(f1_score, average="macro", zero_division=0)
+    found = evaluate.macro_f1(predicted, wanted)
+    assert_allclose(found.value, score(wanted, predicted, labels=labels), rtol=1e-12)
+    left_out = [
+        score(w, predicted[:i] + predicted[i + 1 :], labels=sorted(set(w)))
+        for i, w in enumerate(wanted[:i] + wanted[i + 1 :] for i in range(60))
+    ]
+    jackknife = math.sqrt(59 / 60 * np.square(np.array(left_out) - np.mean(left_out)).sum())
+    assert_allclose(found.stderr, jackknife, rtol=1e-9)
+
+
+def test_macro_f1_by_hand():
+    """F1 of a: twice 1 right, over 2 wanted and 2 predicted; of b, never predicted: 0."""
+    assert_allclose(evaluate.macro_f1(["a", "a", "x"], ["a", "b", "a"]).value, 2 / 4 / 2)
+    assert evaluate.macro_f1(["a", "b"], ["a", "b"]) == (1, 0)
+    assert math.isnan(evaluate.macro_f1(["a"], ["a"]).stderr)

@@ -9,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from learnware_jax.slm.decoder import Adapter
 from learnware_jax.slm.evaluate import WIDTHS, Question, answers, score_choices
-from learnware_jax.slm.lora import init_adapter, stack
+from learnware_jax.slm.lora import stack
 from learnware_jax.slm.weights import Model
 
 # In lm_eval's order of precedence; 256 tokens if a request has none of them.
@@ -49,7 +49,7 @@ class Requests:
     def __init__(self, model: Model, adapter: Adapter | None, dtype: str, batch_tokens: int):
         super().__init__()
         if adapter is None:  # one that changes nothing
-            adapter = init_adapter(jax.random.key(0), model.config, rank=1, alpha=1.0)
+            adapter = Adapter({}, {}, jnp.float32(0))
         self.model, self.adapters = model, stack([adapter])
         self.dtype, self.batch_tokens = dtype, batch_tokens
         self.max_length = model.config.positions
