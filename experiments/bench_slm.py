@@ -148,10 +148,11 @@ def torch_way(name: str, call: Callable[[], Any], *numbers: Any) -> Way:
         torch.set_num_threads(threads)
         return call()
 
+    say(f"Choosing the threads of {name}.")
     found = {}
     for threads in {1, cores()}:
         threaded(threads)
-        found[threads] = min(_times(functools.partial(threaded, threads))[0] for _ in range(2))
+        found[threads] = _times(functools.partial(threaded, threads))[0]
     best = min(found, key=found.get)
     return Way(name, functools.partial(threaded, best), *numbers, threads=best)
 

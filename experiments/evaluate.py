@@ -242,20 +242,28 @@ def summary_row(job: Job, correct: dict, ids: Sequence[str], first: str) -> dict
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Means over tasks, by kind; gap_closed: (selected - random) / (oracle - random) of these."""
+    """Means over groups of tasks; gap_closed: (selected - random) / (oracle - random) of these.
+
+    A way of reuse is left out of a group in which a task has no choices.
+    """
+    groups = {
+        "all": rows,
+        "same": [row for row in rows if row["kind"] == "same"],
+        "unseen": [row for row in rows if row["kind"] == "unseen"],
+        "choices": [row for row in rows if "averaged" in row],
+    }
     summary = {}
-    for kind in ("same", "unseen", ""):
-        group = [row for row in rows if kind in ("", row["kind"])]
+    for name, group in groups.items():
         if not group:
             continue
-        means = {
-            name: float(np.mean([row[name] for row in group if name in row])) for name in COLUMNS
-        }
+        shared = [column for column in COLUMNS if all(column in row for row in group)]
+        means = {column: float(np.mean([row[column] for row in group])) for column in shared}
         room = means["oracle"] - means["random"]
-        means["gap_closed"] = (means["selected"] - means["random"]) / room if room else None
-        means["tasks"] = len(group)
-        means["selected_beats_base"] = sum(row["selected"] > row["base"] for row in group)
-        summary[kind or "all"] = means
+        summary[name] = means | {
+            "gap_closed": (means["selected"] - means["random"]) / room if room else None,
+            "tasks": len(group),
+            "selected_beats_base": sum(row["selected"] > row["base"] for row in group),
+        }
     return summary
 
 

@@ -56,7 +56,11 @@ class Traced(NamedTuple):
 
 
 def run(config: ConfigDict) -> dict:
-    """Print and return what a device needs, in bytes; ValueError if it cannot work at all."""
+    """Print and return what a device needs, in bytes; ValueError for what cannot work at all.
+
+    Of "bytes", "total" is the most at any one time. "devices_needed" says how many devices of so
+    many GiB hold it, None for no number that the rows divide over.
+    """
     # Here, since experiments.finetune itself imports this module.
     from experiments.finetune import settings_of
 
@@ -284,5 +288,5 @@ def _print(output: dict, settings: Settings, config: ConfigDict) -> None:
         print(f"  {part.replace('_', ' '):28} {size / GIB:9.3f} GiB")
     print("(layer and logits not at once, so the greater counts). A step fits its shapes.")
     for card, devices in output["devices_needed"].items():
-        needed = f"{devices} device{'s' * (devices > 1)}" if devices else "not held"
+        needed = f"{devices} device{'s' * (devices > 1)}" if devices else "too small, cut like this"
         print(f"  {card} GiB each: {needed}")

@@ -27,7 +27,7 @@ CONFIG = Config(
     head_width=8,
     epsilon=1e-6,
     theta=10_000.0,
-    positions=64,
+    positions=49,
 )
 
 
@@ -52,23 +52,35 @@ def pick(k):
     return jax.tree.map(lambda x: x[k], adapters())
 
 
-def questions(count=9, longest=45):
-    """Prompts of 1 to `longest` tokens; 1 to 4 choices of 1 to 5 tokens."""
-    rng = np.random.default_rng(1)
-    lengths = [1, longest, *rng.integers(1, longest + 1, count - 2)]
-    return [
-        Question(
-            rng.integers(0, 97, n).tolist(),
-            [rng.integers(0, 97, rng.integers(1, 6)).tolist() for _ in range(1 + i % 4)],
-        )
-        for i, n in enumerate(lengths)
-    ]
-
-
 @jax.jit
 def score(params, ids, adapter):
     hidden, _ = forward(params, ids, config=CONFIG, adapter=adapter)
     return logits(params, hidden, config=CONFIG)
+
+
+def after(k, prompt, choice):
+    """Scores of the tokens of a choice in float64: all of the text at once, without a cache."""
+    ids = np.zeros((1, 50), np.int32)
+    ids[0, : len(prompt) + len(choice)] = [*prompt, *choice]
+    scores = np.asarray(score(params(), ids, pick(k)), np.float64)[0]
+    return scores[len(prompt) - 1 :][: len(choice)]
+
+
+@functools.cache
+def questions():
+    """Prompts of 1 to 45 tokens, 1 to 4 choices of 1 to 5 tokens, which the model just takes.
+
+    The first choice of question i is what adapter i % 3 has for the likeliest.
+    """
+    rng, made = np.random.default_rng(1), []
+    for i, length in enumerate([1, 45, *rng.integers(1, 46, 7)]):
+        prompt, likeliest = rng.integers(0, 97, length).tolist(), []
+        for _ in range(1 + i % 3):
+            likeliest.append(int(after(i % 3, prompt, [*likeliest, 0])[-1].argmax()))
+        others = [rng.integers(0, 97, rng.integers(1, 6)).tolist() for _ in range(i % 4)]
+        made.append(Question(prompt, [likeliest, *others]))
+    made[1].choices[1][:] = range(5)
+    return made
 
 
 @functools.cache
@@ -79,10 +91,7 @@ def by_loop():
     for k, i in np.ndindex(shape[:2]):
         prompt, choices = questions()[i]
         for c, choice in enumerate(choices):
-            ids = np.zeros((1, 50), np.int32)
-            ids[0, : len(prompt) + len(choice)] = prompt + choice
-            scores = np.asarray(score(params(), ids, pick(k)), np.float64)[0]
-            scores = scores[len(prompt) - 1 :][: len(choice)]
+            scores = after(k, prompt, choice)
             greedy[k, i, c] = (scores.argmax(-1) == choice).all()
             scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
             found[k, i, c] = scores[np.arange(len(choice)), choice].sum()
@@ -90,14 +99,9 @@ def by_loop():
 
 
 @functools.cache
-def together():
-    return choice_scores(params(), CONFIG, questions(), adapters=adapters(), batch_tokens=128)
-
-
-@pytest.mark.parametrize("reuse", [True, False])
-def test_scores_equal_a_loop_without_cache(reuse):
+def together(reuse=True):
     done = []
-    found = choice_scores(
+    found = score_choices(
         params(),
         CONFIG,
         questions(),
@@ -106,66 +110,53 @@ def test_scores_equal_a_loop_without_cache(reuse):
         reuse=reuse,
         done=done.append,
     )
+    assert sum(done) == 9 and len(done) > 2
+    return found
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_scores_equal_a_loop_without_cache(reuse):
+    found = together(reuse).likelihood
     wanted, _ = by_loop()
-    assert_array_equal(np.isinf(found), np.isinf(wanted))
     there = np.isfinite(wanted)
+    assert_array_equal(np.isfinite(found), there)
     assert_allclose(found[there], wanted[there], rtol=0, atol=1e-4)
-    assert np.isinf(wanted).sum() == 3 * (3 * 3 + 2 * 2 + 2 * 1)  # of 9 questions with 1 to 4
-    assert np.abs(found[0] - found[1])[there[0]].max() > 1  # adapters matter
-    assert sum(done) == 9 and len(done) > 3
+    assert (~there).sum() == 3 * (3 * 3 + 2 * 2 + 2 * 1)  # of 9 questions with 1 to 4 choices
+    assert np.abs(found[0][there[0]] - found[1][there[0]]).max() > 1  # adapters matter
+    # The longest text has one token more than the model's positions: the last is never an input.
+    assert max(len(p) + len(c) for p, choices in questions() for c in choices) == 50
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_greedy_is_whether_every_token_is_the_likeliest(reuse):
+    found, (_, wanted) = together(reuse).greedy, by_loop()
+    assert_array_equal(found, wanted)
+    assert all(wanted[i % 3, i, 0] for i in range(9))
+    assert wanted[:, :, 0].sum() < 20 and not wanted[:, :, 2:].any()
+
+
+@functools.cache
+def short():
+    chosen = [i for i, q in enumerate(questions()) if len(q.prompt) <= 32]
+    assert len(chosen) > 4
+    return chosen
 
 
 def test_order_batches_and_stretches_of_adapters_do_not_matter():
-    order = np.random.default_rng(2).permutation(9)
+    order = np.random.default_rng(2).permutation(short())
     shuffled = [questions()[i] for i in order]
     found = choice_scores(
-        params(), CONFIG, shuffled, adapters=adapters(), batch_tokens=48, together=2
+        params(), CONFIG, shuffled, adapters=adapters(), batch_tokens=64, together=2
     )
-    assert_allclose(found, together()[:, order], rtol=0, atol=2e-5)
+    assert_allclose(found, together().likelihood[:, order], rtol=0, atol=2e-5)
 
 
 def test_many_adapters_are_each_alone():
-    short = [i for i, q in enumerate(questions()) if len(q.prompt) <= 32]
-    assert len(short) > 4
+    own = [questions()[i] for i in short()]
     for k in range(3):
-        alone = choice_scores(
-            params(),
-            CONFIG,
-            [questions()[i] for i in short],
-            adapters=jax.tree.map(lambda x, k=k: x[None, k], adapters()),
-            batch_tokens=128,
-        )
-        assert_allclose(alone[0], together()[k, short], rtol=0, atol=2e-5)
-
-
-def test_greedy_is_what_greedy_decoding_gives():
-    own = questions()
-    start = answers(params(), CONFIG, [q.prompt for q in own], adapters=adapters(), steps=6, end=-1)
-    own = [
-        Question(q.prompt, [start[0][i][:1], start[1][i][:3], [*start[2][i][:2], 96], *q.choices])
-        for i, q in enumerate(own)
-    ]
-    for reuse in (True, False):
-        found = score_choices(
-            params(), CONFIG, own, adapters=adapters(), batch_tokens=128, reuse=reuse
-        )
-        for k, i in np.ndindex(3, 9):
-            for c, choice in enumerate(own[i].choices):
-                assert found.greedy[k, i, c] == (start[k][i][: len(choice)] == choice)
-            assert not found.greedy[k, i, len(own[i].choices) :].any()
-        assert found.greedy[0, :, 0].all() and found.greedy[1, :, 1].all()
-        assert not found.greedy.all()
-        _, wanted = by_loop()
-        assert_array_equal(found.greedy[0, 3, 3:], wanted[0, 3])
-
-
-def test_scores_take_all_positions():
-    """The last token of a text is never an input: one more than the model's positions fits."""
-    full = [Question([1] * 60, [[2] * 5]), Question([1, 2], [[3]])]
-    assert np.isfinite(choice_scores(params(), CONFIG, full, adapters=adapters())).all()
-    answers(params(), CONFIG, [[1] * 60], adapters=adapters(), steps=5, end=0)
-    with pytest.raises(ValueError, match="item 0 has 66 tokens, the model takes 64 and one more"):
-        answers(params(), CONFIG, [[1] * 61], adapters=adapters(), steps=5, end=0)
+        one = jax.tree.map(lambda x, k=k: x[None, k], adapters())
+        alone = choice_scores(params(), CONFIG, own, adapters=one, batch_tokens=128)
+        assert_allclose(alone[0], together().likelihood[k, short()], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +166,20 @@ def test_scores_take_all_positions():
         ([Question([1], [[2]]), Question([], [[2]])], "item 1 has an empty prompt or choice"),
         ([Question([1], [])], "item 0 has an empty prompt or choice"),
         ([Question([1], [[2], []])], "item 0 has an empty prompt or choice"),
-        ([Question([1] * 62, [[2], [2] * 4])], "item 0 has 66 tokens, the model takes 64"),
+        (
+            [Question([1] * 47, [[2], [2] * 4])],
+            "item 0 has 51 tokens, the model takes 49 and one more",
+        ),
     ],
 )
 def test_items_that_cannot_be_scored(questions, message):
     with pytest.raises(ValueError, match=f"evaluate: {message}"):
         choice_scores(params(), CONFIG, questions, adapters=adapters())
+
+
+def test_prompts_that_leave_no_room_for_answers():
+    with pytest.raises(ValueError, match="item 1 has 51 tokens, the model takes 49"):
+        answers(params(), CONFIG, [[1], [1] * 46], adapters=adapters(), steps=5, end=0)
 
 
 @pytest.mark.parametrize("family", make_harness.FAMILIES)
@@ -201,7 +200,7 @@ def test_scores_equal_those_of_the_harness(family):
         kept = [*before, *choice][-model.config.positions - 1 :]
         items.append(Question(kept[: -len(choice)], [choice]))
     assert max(len(q.prompt) + len(q.choices[0]) for q in items) == model.config.positions + 1
-    nothing = decoder.Adapter({}, {}, jnp.zeros(1))
+    nothing = Adapter({}, {}, jnp.zeros(1))
     found = score_choices(model.params, model.config, items, adapters=nothing, batch_tokens=256)
     wanted = np.array([answer[0] for _, answer in stored])
     # Sums over up to 60 tokens.
@@ -213,7 +212,7 @@ def test_scores_equal_those_of_the_harness(family):
 
 def test_answers_are_those_of_generate_alone():
     prompts, done = [q.prompt for q in questions()], []
-    shared = {"adapters": adapters(), "steps": 6, "batch_tokens": 128, "done": done.append}
+    shared = {"adapters": adapters(), "steps": 5, "batch_tokens": 128, "done": done.append}
     free = answers(params(), CONFIG, prompts, end=-1, **shared)
     for k, i in np.ndindex(3, 9):
         ids = np.zeros((1, 48), np.int32)
@@ -224,18 +223,17 @@ def test_answers_are_those_of_generate_alone():
             np.array([len(prompts[i])]),
             config=CONFIG,
             adapter=pick(k),
-            steps=6,
+            steps=5,
             end=-1,
         )
         assert free[k][i] == alone[0].tolist()
     assert sum(done) == 9
     # And now one of these tokens ends an answer, and is no part of it.
-    end = free[0][2][3]
-    short = [i for i, prompt in enumerate(prompts) if len(prompt) <= 32]
-    ended = answers(params(), CONFIG, [prompts[i] for i in short], end=end, **shared)
-    wanted = [[[*each[i], end] for i in short] for each in free]
+    end = free[0][short()[0]][3]
+    ended = answers(params(), CONFIG, [prompts[i] for i in short()], end=end, **shared)
+    wanted = [[[*each[i], end] for i in short()] for each in free]
     assert ended == [[row[: row.index(end)] for row in rows] for rows in wanted]
-    assert {6, 3} <= {len(answer) for rows in ended for answer in rows}
+    assert {5, 3} <= {len(answer) for rows in ended for answer in rows}
 
 
 # Numbers in texts, and sums over items.
@@ -302,7 +300,9 @@ def test_macro_f1_equals_that_of_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     wanted = rng.choice(["a", "b", "c", "d"], 60, p=[0.6, 0.2, 0.15, 0.05]).tolist()
     noise = rng.choice(["a", "b", "c", "d", "e", ""], 60).tolist()
-    predicted = [w if keep else n for w, n, keep in zip(wanted, noise, rng.random(60) < 0.5)]
+    predicted = [
+        w if keep else n for w, n, keep in zip(wanted, noise, rng.random(60) < 0.5, strict=True)
+    ]
     labels = sorted(set(wanted))
     score = functools.partial(f1_score, average="macro", zero_division=0)
     found = evaluate.macro_f1(predicted, wanted)

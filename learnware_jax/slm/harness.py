@@ -92,26 +92,28 @@ class Requests:
             # The last token is never an input.
             whole = [*(context or [self.prefix_token_id]), *continuation][-self.max_length - 1 :]
             behind[tuple(whole[: -len(continuation)])].append(i)
-        shapes = defaultdict(list)  # what they follow, by what is computed alike
+        parts = defaultdict(list)  # what they follow, by lengths: little padding, few programs
         for prompt, members in behind.items():
             longest = max(len(requests[i][2]) for i in members)
-            width = WIDTHS[np.searchsorted(WIDTHS, len(prompt))]
-            shapes[width, len(members), _power_of_four(longest)].append(prompt)
+            parts[tuple(np.searchsorted(WIDTHS, (len(prompt), longest)))].append(prompt)
         found = [None] * len(requests)
-        for (width, count, longest), prompts in shapes.items():
+        for prompts in parts.values():
+            questions = [Question(p, [requests[i][2] for i in behind[p]]) for p in prompts]
+            count = max(len(question.choices) for question in questions)
+            longest = max(len(choice) for question in questions for choice in question.choices)
+            width = WIDTHS[np.searchsorted(WIDTHS, len(prompts[0]))]
             scores = score_choices(
                 self.model.params,
                 self.model.config,
-                [Question(p, [requests[i][2] for i in behind[p]]) for p in prompts],
+                questions,
                 adapters=self.adapters,
                 dtype=self.dtype,
                 batch_tokens=width * max(1, self.batch_tokens // (width + count * longest)),
             )
-            for prompt, likelihood, greedy in zip(
-                prompts, scores.likelihood[0], scores.greedy[0], strict=True
-            ):
-                for i, *answer in zip(behind[prompt], likelihood, greedy, strict=True):
-                    found[i] = float(answer[0]), bool(answer[1])
+            for row, prompt in enumerate(prompts):
+                for column, i in enumerate(behind[prompt]):
+                    at = 0, row, column
+                    found[i] = float(scores.likelihood[at]), bool(scores.greedy[at])
         for (texts, *_), answer in zip(requests, found, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -167,10 +169,6 @@ class Requests:
         for request, text in zip(requests, found, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return found
-
-
-def _power_of_four(count: int) -> int:
-    return 4 ** ((count - 1).bit_length() + 1 >> 1)
 
 
 def _generated(settings: dict) -> int:
