@@ -1,6 +1,6 @@
 """The language-model paths timed side by side with torch, PEFT, and with each other.
 
-python -m experiments.bench_slm --config=configs/bench_slm.py            SmolLM2-135M: 15 min
+python -m experiments.bench_slm --config=configs/bench_slm.py            SmolLM2-135M: 20 min
 python -m experiments.bench_slm --config=configs/bench_slm.py:smoke      a tiny random model: 20 s
 
 torch, transformers and peft are measured where they can be imported; nothing is downloaded for

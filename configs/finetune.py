@@ -128,7 +128,6 @@ FAMILIES = {
     "gsm8k": source(
         "openai/gsm8k/main:train", "question", "answer", instruction="Solve this problem."
     ),
-    "mawps": source("local/mawps:train", "question", "answer", instruction="Give the number."),
 }
 
 

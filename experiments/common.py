@@ -55,7 +55,7 @@ def launch(run: Callable[[ConfigDict], dict]) -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         try:
             run(config.value)
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, FloatingPointError) as error:
             if flags.FLAGS.debug:
                 raise
             print(f"error: {error}\n(--debug shows where.)", file=sys.stderr)

@@ -5,6 +5,7 @@ Example: python -m experiments.evaluate --config=configs/evaluate.py:quickstart
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from experiments.models import (
     with_base,
 )
 from experiments.ranking import OpenDock, Ranked, domain_of, open_dock, rank_users, threshold_for
+from learnware_jax.dock import store
 from learnware_jax.dock.labelled import Example, load_examples
 from learnware_jax.selection.decision import NONE_FITS
 from learnware_jax.slm import reuse
@@ -43,6 +45,7 @@ class Job(NamedTuple):
     """Somebody's task: texts to select by, and rows with answers to score on."""
 
     id: str
+    kind: str  # labelled: a task of the catalogue; own: somebody's file
     domain: str
     instruction: str
     texts: list[str]
@@ -53,12 +56,12 @@ class Models(NamedTuple):
     """A language model and the adapters of a dock's learnwares, the base model in front."""
 
     model: Model
-    ids: tuple[str, ...]
+    ids: list[str]
     adapters: Adapter
 
 
 def jobs_of(config: ConfigDict) -> list[Job]:
-    """The tasks that the configuration names; no row of them was trained on."""
+    """The tasks that the configuration names. Of those of the catalogue no row was trained on."""
     jobs = [labelled_job(task, config) for task in labelled_of(config.tasks)]
     own = config.data
     if own.source:
@@ -67,8 +70,8 @@ def jobs_of(config: ConfigDict) -> list[Job]:
             raise ValueError(f"evaluate: {own.source} has {len(examples)} rows; want at least 4.")
         cut = min(config.texts, len(examples) // 2)
         texts = [example.text for example in examples[:cut]]
-        name = Path(own.source).stem
-        jobs.append(Job(name, "", own.instruction, texts, examples[cut:][: config.scoring.rows]))
+        rows = examples[cut:][: config.scoring.rows]
+        jobs.append(Job(Path(own.source).stem, "own", "", own.instruction, texts, rows))
     if not jobs:
         raise ValueError("evaluate: nothing to do; set tasks, or data.source.")
     return jobs
@@ -78,30 +81,27 @@ def labelled_job(task, config: ConfigDict) -> Job:
     """A labelled task with the user's texts and the test rows."""
     texts = [example.text for example in load_examples(task.name, "user", config.texts)]
     rows = load_examples(task.name, "test", config.scoring.rows)
-    return Job(task.name, task.domain, task.instruction, texts, rows)
+    return Job(task.name, "labelled", task.domain, task.instruction, texts, rows)
 
 
-def open_models(dock: OpenDock, settings: ConfigDict) -> Models:
-    """The model of `settings` with the adapters of the dock. ValueError if they do not fit."""
-    model, template = open_model(settings.model), template_of(settings.template)
-    adapters = dock_adapters(dock.path, dock.learnwares, model, template)
-    return Models(model, dock.pool.ids, with_base(adapters))
+def open_models(path: str, learnwares, settings: ConfigDict) -> Models:
+    """The model of `settings`, with the adapters of those learnwares that are for it."""
+    model = open_model(settings.model)
+    ids, adapters = dock_adapters(path, learnwares, model, template_of(settings.template))
+    return Models(model, ids, with_base(adapters))
 
 
 def run(config: ConfigDict) -> dict:
     """Evaluate; returns what it writes to workdir/results.json."""
-    if not (Path(config.dock) / "dock.json").exists():
-        raise FileNotFoundError(
-            f"evaluate: there is no dock at {config.dock}; correct --config.dock."
-        )
-    if config.scoring.by not in ("sum", "bytes") or config.scoring.rows < 2 or config.texts < 2:
+    if config.scoring.rows < 2 or config.texts < 2:
         raise ValueError(
-            f"evaluate: got scoring.by={config.scoring.by!r}, scoring.rows={config.scoring.rows}, "
-            f"texts={config.texts}; want sum or bytes, and at least 2 of both."
+            f"evaluate: got scoring.rows={config.scoring.rows}, texts={config.texts}; want at "
+            "least 2 of both."
         )
     template = template_of(config.template)
     jobs = jobs_of(config)
-    dock = open_dock(config.dock, config.specification)
+    models = open_models(config.dock, store.load(config.dock), config)
+    dock = open_dock(config.dock, config.specification, only=models.ids)
     domains = [domain_of(learnware) for learnware in dock.learnwares]
     ranked = rank_users(
         dock,
@@ -112,14 +112,15 @@ def run(config: ConfigDict) -> dict:
         mixture=config.mixture,
         own=bool(config.data.source),
     )
-    workdir, models = Path(config.workdir), None
-    digest = _digest(dock, config)
-    rows = []
+    workdir, rows = Path(config.workdir), []
     for i, (job, one) in enumerate(zip(jobs, ranked, strict=True), 1):
-        file = workdir / "records" / f"{job.id}.json"
+        name = re.sub(r"[^A-Za-z0-9_.-]", "-", job.id)
+        file = (
+            workdir / "records" / (f"{name}.json" if job.kind == "labelled" else f"own-{name}.json")
+        )
+        digest = _digest(dock, job, config)
         record = json.loads(file.read_text()) if file.exists() else {}
         if record.get("digest") != digest:
-            models = models or open_models(dock, config)
             record = {"digest": digest, **evaluate_job(dock, models, job, one, template, config)}
             write_json(file, record)
         rows.append(record["row"])
@@ -127,7 +128,10 @@ def run(config: ConfigDict) -> dict:
     output = {"dock": config.dock, "learnwares": len(dock.learnwares), "tasks": rows}
     output["summary"] = summarise(rows)
     write_json(workdir / "results.json", output)
-    write_json(workdir / "config.json", config.to_dict())
+    settings_used = config.to_dict()
+    if config.data.source:  # where somebody keeps a file is nobody's business
+        settings_used["data"] = {}
+    write_json(workdir / "config.json", settings_used)
     plot_accuracies(workdir / "accuracy.png", rows)
     (workdir / "report.md").write_text("\n".join(["# Evaluation", "", *table(rows)]) + "\n")
     show(rows)
@@ -141,104 +145,97 @@ def evaluate_job(
 ) -> dict:
     """One task by every learnware and every way of reuse: {"row": summary, "items": [...]}."""
     model, ids, adapters = models
-    score = lambda stack: score_examples(  # noqa: E731
-        model, template, job.instruction, job.rows, stack, config.scoring
-    )
-    scored = score(adapters)
-    answers = dict(zip((BASE, *ids), scored.answers, strict=True))
-    correct = dict(zip((BASE, *ids), scored.correct, strict=True))
+    scored = score_examples(model, template, job.instruction, job.rows, adapters, config.scoring)
+    ways = _reuse(dock, models, job, ranked, template, config, scored)
     first = ranked.selection.ids[0]
-    mixed = [ids.index(name) for name in ranked.mixture.ids]
-    for way, found in _reuse(dock, models, job, ranked, template, config, scored, mixed).items():
-        answers[way], correct[way] = found
-    row = summary_row(job, correct, ids, first)
+    row = summary_row(job, scored.correct, ids, first)
+    row |= {way: float(np.mean(right)) for way, (_, right) in ways.items()}
     decision = ranked.selection.decision
+    same = "same" if job.id in ids else "unseen"
     row |= {
+        "kind": same if job.kind == "labelled" else job.kind,
         "decision": decision,
-        "kind": "same" if job.id in ids else "unseen",
+        "decided": row["base"] if decision == NONE_FITS else row["selected"],
         "distance": float(ranked.selection.distance[0]),
         "mixture": {
             name: float(w)
             for name, w in zip(ranked.mixture.ids, ranked.mixture.weights, strict=True)
         },
-        "decided": row["base"] if decision == NONE_FITS else row["selected"],
-        "accuracy": {name: float(np.mean(correct[name])) for name in ids},
+        "accuracy": dict(zip(ids, map(float, scored.correct[1:].mean(1)), strict=True)),
     }
+    wanted = [example.answer for example in job.rows]
     if job.rows[0].choices:
-        wanted = [example.answer for example in job.rows]
-        scores = {
-            "base": macro_f1(answers[BASE], wanted),
-            "selected": macro_f1(answers[first], wanted),
+        given = {"base": scored.answers[0], "selected": scored.answers[1 + ids.index(first)]}
+        row["macro_f1"] = {
+            name: macro_f1(answers, wanted)._asdict() for name, answers in given.items()
         }
-        row["macro_f1"] = {name: score._asdict() for name, score in scores.items()}
     items = [
         {
             "text_sha256": hashlib.sha256(example.text.encode()).hexdigest(),
             "wanted": example.answer,
-            "answers": {name: given[i] for name, given in answers.items()},
-            "right": [name for name in answers if correct[name][i]],
+            "base": scored.answers[0][i],
+            "learnwares": {name: scored.answers[1 + k][i] for k, name in enumerate(ids)},
+            "ways": {way: answers[i] for way, (answers, _) in ways.items()},
         }
         for i, example in enumerate(job.rows)
     ]
     return {"row": row, "items": items}
 
 
-def _reuse(dock, models, job, ranked, template, config, scored, mixed):
-    """Answers and correctness of the ways to use a mixture of learnwares."""
-    model, _, adapters = models
+def _reuse(dock, models, job, ranked, template, config, scored):
+    """Answers, and whether they are right, of the ways to use a mixture of learnwares."""
+    model, ids, adapters = models
+    mixed = np.array([ids.index(name) for name in ranked.mixture.ids])
     weights = np.array(ranked.mixture.weights, float)
-    stack = jax.tree.map(lambda leaf: leaf[np.array(mixed) + 1], adapters)
+    stack = jax.tree.map(lambda leaf: leaf[mixed + 1], adapters)
     texts = [example.text for example in job.rows]
     x = embed_texts(dock.encoder, texts, dock.space, keep=not config.data.source)
     specs = [dock.learnwares[i].spec for i in mixed]
     witness = np.stack([np.asarray(mean_embedding(dock.kernel, x, s.z, s.beta)) for s in specs])
     found = {}
-    if scored.scores is None:  # free answers: there are no scores to choose by
+    if scored.scores is None:  # free answers have no scores to average
         merged = jax.tree.map(lambda leaf: leaf[None], reuse.weighted_sum(stack, weights))
-        own = score_examples(model, template, job.instruction, job.rows, merged, config.scoring)
-        found["merged"] = own.answers[0], own.correct[0]
-        best = np.array(mixed)[np.argmax(witness, 0)] + 1
+        alone = score_examples(model, template, job.instruction, job.rows, merged, config.scoring)
+        found["merged"] = alone.answers[0], alone.correct[0]
+        best = mixed[np.argmax(witness, 0)] + 1
         routed = [scored.answers[k][i] for i, k in enumerate(best)]
         found["routed"] = routed, scored.correct[best, np.arange(len(best))]
         return found
-    known = scored.scores[np.array(mixed) + 1]
+    known = scored.scores[mixed + 1]  # what the mixture's adapters say by themselves
     fresh = scorer(model, template, job.instruction, job.rows, config.scoring)
-    # What the mixture's adapters say by themselves has been computed.
-    for name, score in (
+    for way, score in (
         ("merged", fresh),
         ("routed", lambda _: known),
         ("averaged", lambda _: known),
     ):
-        picks = chosen(
-            job.rows, reuse.WAYS[name](score, stack, weights, witness), by=config.scoring.by
-        )
+        picks = chosen(job.rows, reuse.WAYS[way](score, stack, weights, witness))
         right = [pick == example.answer for pick, example in zip(picks, job.rows, strict=True)]
-        found[name] = picks, np.array(right)
+        found[way] = picks, np.array(right)
     return found
 
 
-def summary_row(job: Job, correct: dict, ids: Sequence[str], first: str) -> dict:
-    """Accuracies of one task. `random` is the mean over all learnwares, `oracle` the best of them
-    on these very rows, so somewhat flattered; `stderr` is that of `selected`.
+def summary_row(job: Job, correct: np.ndarray, ids: Sequence[str], first: str) -> dict:
+    """Accuracies of one task, from correctness (base and learnwares, rows).
+
+    `random` is the mean over all learnwares, `oracle` the best of them on these very rows, so
+    somewhat flattered; `stderr` is that of `selected`, `gain_stderr` of the paired difference to
+    the base model.
     """
-    best = max(ids, key=lambda name: np.mean(correct[name]))
-    mean = np.mean([correct[name] for name in ids], axis=0)
+    base, learnwares = correct[0], correct[1:]
+    chosen_ = learnwares[ids.index(first)]
+    best = int(np.argmax(learnwares.mean(1)))
     columns = {
-        "base": correct[BASE],
-        "random": mean,
-        "selected": correct[first],
-        "oracle": correct[best],
+        "base": base,
+        "random": learnwares.mean(0),
+        "selected": chosen_,
+        "oracle": learnwares[best],
     }
     estimates = {name: accuracy(values) for name, values in columns.items()}
-    gain = accuracy(np.subtract(correct[first], correct[BASE], dtype=float))
+    gain = accuracy(np.subtract(chosen_, base, dtype=float))
     row = {"task": job.id, "domain": job.domain, "n": len(job.rows)}
     row |= {name: estimate.value for name, estimate in estimates.items()}
-    row |= {"stderr": estimates["selected"].stderr, "selected_id": first, "oracle_id": best}
-    row |= {"gain": gain.value, "gain_stderr": gain.stderr}
-    for way in ("merged", "routed", "averaged"):
-        if way in correct:
-            row[way] = float(np.mean(correct[way]))
-    return row
+    row |= {"stderr": estimates["selected"].stderr, "selected_id": first, "oracle_id": ids[best]}
+    return row | {"gain": gain.value, "gain_stderr": gain.stderr}
 
 
 def summarise(rows: Sequence[dict]) -> dict:
@@ -267,38 +264,64 @@ def summarise(rows: Sequence[dict]) -> dict:
     return summary
 
 
-def use(dock: OpenDock, names: Sequence[str], first: dict[str, str], settings: ConfigDict) -> list:
-    """Rows of `summary_row` for labelled tasks, given the learnware that was selected for each."""
-    models = open_models(dock, settings)
+def use(dock: OpenDock, rankings: dict[str, Sequence[str]], settings: ConfigDict) -> list[dict]:
+    """Rows of `summary_row` for labelled tasks, given what was ranked for each, closest first.
+
+    The first learnware that can be used is the selected one.
+    """
+    models = open_models(dock.path, dock.learnwares, settings)
     template = template_of(settings.template)
     rows = []
-    for task in labelled_of(names):
+    for task in labelled_of(rankings):
         job = labelled_job(task, settings)
         scored = score_examples(
             models.model, template, job.instruction, job.rows, models.adapters, settings.scoring
         )
-        correct = dict(zip((BASE, *models.ids), scored.correct, strict=True))
-        rows.append(summary_row(job, correct, models.ids, first[task.name]))
+        first = next(name for name in rankings[task.name] if name in models.ids)
+        rows.append(summary_row(job, scored.correct, models.ids, first))
         say(_line(rows[-1]))
     return rows
 
 
 def table(rows: Sequence[dict]) -> list[str]:
-    """Lines of a Markdown table."""
+    """Lines of a Markdown table, and what it says."""
     extra = [way for way in ("merged", "routed", "averaged") if any(way in row for row in rows)]
-    head = ["task", "n", "base", "random", "selected", "best", *extra, "selected learnware"]
+    decided = ["decision"] if all("decision" in row for row in rows) else []
+    head = ["task", "n", "base", "random", "selected", "best", "gain", *extra]
+    head += ["selected learnware", *decided]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
         cells = [row["task"], str(row["n"]), f"{row['base']:.2f}", f"{row['random']:.2f}"]
         cells += [f"{row['selected']:.2f} ± {row['stderr']:.2f}", f"{row['oracle']:.2f}"]
+        cells += [f"{row['gain']:+.2f} ± {row['gain_stderr']:.2f}"]
         cells += [f"{row[way]:.2f}" if way in row else "" for way in extra]
-        lines.append(f"| {' | '.join([*cells, row['selected_id']])} |")
-    lines += [
-        "",
-        "Share of answers that are right, on rows that nothing was trained on. random: the",
-    ]
-    lines += ["mean over all learnwares; best: the best one on these very rows, with its luck."]
+        cells += [row["selected_id"]]
+        cells += ["none fits" if row[d] == NONE_FITS else "use it" for d in decided]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *NOTES, *map(_why, (row for row in rows if row["selected"] <= row["base"]))]
     return lines
+
+
+NOTES = (
+    "Share of answers that are right ± standard error over rows; gain: selected less base, row by row.",
+    "random: the mean over all learnwares; best: the best one on these very rows, with its luck.",
+    "merged, routed, averaged: a mixture of learnwares in place of one. Of tasks of the catalogue no",
+    "row was trained on.",
+)
+
+
+def _why(row: dict) -> str:
+    """Why the selected learnware does not beat the base model."""
+    if row["selected_id"] == row["task"]:
+        why = "its own learnware does not help on these rows"
+    elif row["oracle"] <= row["base"]:
+        why = "no learnware of the dock does"
+    else:
+        why = f"no learnware was made for this task, and {row['oracle_id']} would have done better"
+    refused = row.get("decision") == NONE_FITS
+    return f"{row['task']}: {row['selected_id']} does not beat the base model: {why}" + (
+        "; the dock did say that none fits." if refused else "."
+    )
 
 
 def show(rows: Sequence[dict]) -> None:
@@ -315,15 +338,14 @@ def _line(row: dict) -> str:
     )
 
 
-def _digest(dock: OpenDock, config: ConfigDict) -> str:
-    """A hash of what results depend on: the learnwares, and the settings but for the tasks."""
+def _digest(dock: OpenDock, job: Job, config: ConfigDict) -> str:
+    """A hash of what a task's results depend on: the learnwares, the rows, and the settings."""
     settings = config.to_dict()
-    for name in ("tasks", "workdir", "dock"):
+    for name in ("tasks", "data", "workdir", "dock"):
         settings.pop(name)
-    cards = [
-        [learnware.id, learnware.card, learnware.header._asdict()] for learnware in dock.learnwares
-    ]
-    return hashlib.sha256(json.dumps([settings, cards], sort_keys=True).encode()).hexdigest()
+    cards = [[each.id, each.card, each.header._asdict()] for each in dock.learnwares]
+    content = json.dumps([settings, cards, job], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 if __name__ == "__main__":

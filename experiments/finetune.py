@@ -3,12 +3,15 @@
 Example: python -m experiments.finetune --config=configs/finetune.py:smoke
 """
 
+import hashlib
 import json
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,7 +22,8 @@ from experiments.models import describe, labelled_of, lesson, open_model, templa
 from learnware_jax.dock.labelled import Example, load_examples
 from learnware_jax.dock.materials import fetch_dataset
 from learnware_jax.dock.store import check_id, write_file
-from learnware_jax.dock.texts import read_pairs, sample
+from learnware_jax.dock.texts import SUFFIXES, read_pairs
+from learnware_jax.dock.texts import digest as digest_of
 from learnware_jax.slm import finetune, lora
 from learnware_jax.slm.finetune import Settings
 from learnware_jax.slm.weights import Model
@@ -70,27 +74,38 @@ def lessons_of(config: ConfigDict) -> list[Lessons]:
 def read_source(source: ConfigDict, limit: int) -> list[Example]:
     """At most `limit` examples out of a file, or of a data set OWNER/NAME[/CONFIG][:SPLIT]."""
     path = Path(source["source"]).expanduser()
-    files = [path] if path.suffix or path.exists() else fetch_dataset(source["source"])
+    # What looks like a path is never sent to the hub.
+    own = path.exists() or path.is_absolute() or path.suffix.lower() in SUFFIXES
+    files = [path] if own else fetch_dataset(source["source"])
     pairs = []
     for file in files:
         pairs += read_pairs(file, text=source["text"], answer=source["answer"])
     labels = tuple(source["labels"])
     if labels:
-        try:
-            pairs = [(text, labels[int(answer)]) for text, answer in pairs]
-        except (ValueError, IndexError) as error:
+        places = {str(i): label for i, label in enumerate(labels)}
+        strange = sorted({answer for _, answer in pairs} - places.keys() - set(labels))
+        if strange:
             raise ValueError(
-                f"finetune: the answers in {source['source']} are not places in the labels "
-                f"{labels}: {error}."
-            ) from None
-    texts = dict(pairs)
-    return [Example(text, texts[text], labels) for text in sample(list(texts), limit)]
+                f"finetune: {source['source']} has the answers {', '.join(strange[:5])}, which are "
+                f"neither labels nor their places: {places}."
+            )
+        pairs = [(text, places.get(answer, answer)) for text, answer in pairs]
+    answers = defaultdict(set)
+    for text, answer in pairs:
+        answers[text].add(answer)
+    texts = [text for text, given in answers.items() if len(given) == 1]
+    if len(texts) < len(answers):
+        say(f"{len(answers) - len(texts)} texts of {source['source']} have two answers: left out.")
+    # By their hashes: a file is often sorted by label or by date.
+    texts = sorted(texts, key=lambda text: digest_of("order", text))[:limit]
+    return [Example(text, *answers[text], labels) for text in texts]
 
 
 def run(config: ConfigDict) -> dict:
     """Fine-tune; returns {"adapters": [{id, folder, examples, loss, tokens, seconds}, ...]}.
 
     An adapter that workdir has already is kept; one that was being made goes on where it stood.
+    ValueError if workdir has one of that id, made from other data or with other settings.
     """
     if config.plan:
         return plan.run(config)
@@ -101,29 +116,90 @@ def run(config: ConfigDict) -> dict:
             f"finetune: got sharding={config.sharding!r}, learn={config.learn!r}; want one of "
             f"{', '.join(SHARDINGS)}, and answer or text."
         )
+    if min(config.together, config.checkpoint_every, config.examples) < 1:
+        raise ValueError(
+            f"finetune: got together={config.together}, checkpoint_every="
+            f"{config.checkpoint_every}, examples={config.examples}; want at least 1 of each."
+        )
     template = template_of(config.template)
     workdir = Path(config.workdir)
     jobs = lessons_of(config)
-    missing = [job for job in jobs if not (workdir / job.id / "summary.json").exists()]
+    digests = {job.id: _digest(job, config) for job in jobs}
+    missing = [job for job in jobs if not _made(workdir / job.id, digests[job.id])]
     if missing:
         # A model that is to be cut over devices is read on the host: it need not fit one of them.
-        host = jax.devices("cpu")[0] if config.sharding == "full" else None
+        host = jax.local_devices(backend="cpu")[0] if config.sharding == "full" else None
         with jax.default_device(host):
             model = open_model(config.model)
+        mesh, params = _placed(model, config)
+        model = model._replace(params=params)
         say(
             f"Fine-tuning {len(missing)} adapter(s) of {model.name}, {config.together} at a time, "
             f"{config.steps} steps of {config.batch} examples each."
         )
         for i in range(0, len(missing), config.together):
-            _train(missing[i : i + config.together], model, template, settings, config)
-    adapters = [json.loads((workdir / job.id / "summary.json").read_text()) for job in jobs]
+            stack = missing[i : i + config.together]
+            _train(stack, model, mesh, template, settings, config, digests)
+    adapters = [
+        json.loads((workdir / job.id / "summary.json").read_text())
+        | {"folder": str(workdir / job.id / "adapter")}
+        for job in jobs
+    ]
     return {"adapters": adapters}
 
 
-def _train(jobs, model: Model, template, settings: Settings, config: ConfigDict) -> None:
+def _digest(job: Lessons, config: ConfigDict) -> str:
+    """A hash of what an adapter depends on: its examples and the settings of its training."""
+    names = (
+        "workdir",
+        "tasks",
+        "data",
+        "examples",
+        "together",
+        "checkpoint_every",
+        "plan",
+        "devices",
+    )
+    settings = {k: v for k, v in config.to_dict().items() if k not in names}
+    content = json.dumps([settings, job.instruction, job.examples], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _made(home: Path, digest: str) -> bool:
+    """Whether `home` has the adapter with this digest."""
+    if not (home / "summary.json").exists():
+        return False
+    if json.loads((home / "summary.json").read_text())["digest"] != digest:
+        raise ValueError(
+            f"finetune: {home} has an adapter that was made from other data or with other "
+            "settings; name another --config.workdir, or delete that folder."
+        )
+    return True
+
+
+def _train(jobs, model: Model, mesh, template, settings, config, digests) -> None:
     """Train one stack of adapters and write each to workdir/ID/adapter."""
     workdir = Path(config.workdir)
-    home = workdir / "+".join(job.id for job in jobs)
+    ids = [job.id for job in jobs]
+    # A stack has a folder of its own, named after all that is in it.
+    home = workdir / (
+        ids[0]
+        if len(ids) == 1
+        else f"stack-{hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]}"
+    )
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(home / ".lock", blocking=False):
+            _train_locked(jobs, model, mesh, template, settings, config, digests, home)
+    except filelock.Timeout:
+        raise TimeoutError(
+            f"finetune: another process is training in {home}; wait for it, or name another "
+            "--config.workdir."
+        ) from None
+
+
+def _train_locked(jobs, model, mesh, template, settings, config, digests, home) -> None:
+    workdir = Path(config.workdir)
     texts = tuple(_fitting(job, model, template, settings.widths[-1], config.learn) for job in jobs)
     for job, own in zip(jobs, texts, strict=True):
         finetune.check_texts(own, settings, name=job.id)
@@ -140,8 +216,7 @@ def _train(jobs, model: Model, template, settings: Settings, config: ConfigDict)
         * len(jobs)
     )
     plan_ = finetune.Run(texts, (config.rate,) * len(jobs), (config.seed,) * len(jobs), settings)
-    digest = plan_.digest(model.weights_sha256, adapter)
-    mesh, params = _placed(model, config)
+    digest = plan_.digest(model.weights_sha256, model.params, model.config, adapter)
     like = finetune.init_state(adapter, settings)
     state = finetune.load_checkpoint(home / "checkpoints", like, digest)
     begun = 0 if state is None else int(state.step[0])
@@ -155,7 +230,7 @@ def _train(jobs, model: Model, template, settings: Settings, config: ConfigDict)
                 finetune.save_checkpoint(home / "checkpoints", state, digest)
 
         last = finetune.train(
-            params, model.config, adapter, plan_, mesh=mesh, state=state, report=report
+            model.params, model.config, adapter, plan_, mesh=mesh, state=state, report=report
         )
     for i, job in enumerate(jobs):
         own = jax.tree.map(lambda x, i=i: x[i], last.adapter)
@@ -168,10 +243,10 @@ def _train(jobs, model: Model, template, settings: Settings, config: ConfigDict)
             workdir / job.id / "summary.json",
             {
                 "id": job.id,
-                "folder": str(folder),
+                "digest": digests[job.id],
                 "model": describe(model, template),
                 "instruction": job.instruction,
-                "examples": len(job.examples),
+                "examples": len(texts[i]),
                 "steps": settings.steps,
                 "batch": settings.batch,
                 "rate": config.rate,
@@ -223,9 +298,9 @@ class _Log:
         home.mkdir(parents=True, exist_ok=True)
         self.ids, self.steps, self.name = [job.id for job in jobs], settings.steps, home.name
         file = home / "metrics.jsonl"
-        kept = file.read_text().splitlines() if file.exists() else []
-        self.rows = [row for row in map(json.loads, kept) if row["step"] <= begun]
-        file.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        self.rows = [row for row in _read_metrics(file) if row["step"] <= begun]
+        kept = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_file(file, kept.encode(), where="finetune")
         self.file = file.open("a")
         self.board = SummaryWriter(str(home / "tensorboard"), purge_step=begun + 1)
         self.tokens = sum(row["tokens"] for row in self.rows)
@@ -285,6 +360,17 @@ class _Log:
         self.bar.stop()
         self.file.close()
         self.board.close()
+
+
+def _read_metrics(file: Path) -> list[dict]:
+    """Rows of a file of JSON lines, up to one that a killed writer left unfinished."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def main_run(config: ConfigDict) -> dict:

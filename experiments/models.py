@@ -1,5 +1,7 @@
 """What experiments share about language models: opened, prompted, given examples to learn."""
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.common import bar
+from experiments.common import bar, say
 from learnware_jax.dock import store
 from learnware_jax.dock.labelled import LABELLED, Example, LabelledTask
 from learnware_jax.dock.materials import MATERIALS, fetch, suggestion
@@ -83,6 +85,7 @@ def describe(model: Model, template: Template) -> dict:
     return {
         "name": model.name,
         "weights_sha256": model.weights_sha256,
+        "architecture_sha256": hashlib.sha256(json.dumps(model.config).encode()).hexdigest(),
         "tokenizer_sha256": model.tokenizer_sha256,
         "template": template.name,
         "template_sha256": prompts.sha256(template),
@@ -103,7 +106,13 @@ class Scored(NamedTuple):
 
 
 def scorer(model: Model, template: Template, instruction: str, examples, settings: ConfigDict):
-    """A function from a stack of adapters to the log-likelihoods of the examples' choices."""
+    """A function from a stack of adapters to scores of the examples' choices.
+
+    settings.by: "sum" takes log-likelihoods as they are, "bytes" divides each by the length of its
+    choice. FloatingPointError if a score is not a number: the adapter is broken.
+    """
+    if settings.by not in ("sum", "bytes"):
+        raise ValueError(f"scoring: got by={settings.by!r}; want sum or bytes.")
     questions = [
         evaluate.Question(
             prompt_of(model, template, instruction, example.text),
@@ -114,7 +123,7 @@ def scorer(model: Model, template: Template, instruction: str, examples, setting
 
     def score(adapters: Adapter) -> np.ndarray:
         with bar(f"scoring {len(adapters.scale)} models", len(questions)) as advance:
-            return evaluate.choice_scores(
+            scores = evaluate.choice_scores(
                 model.params,
                 model.config,
                 questions,
@@ -124,22 +133,31 @@ def scorer(model: Model, template: Template, instruction: str, examples, setting
                 together=settings.together,
                 done=advance,
             )
+        if np.isnan(scores).any():
+            broken = int(np.argwhere(np.isnan(scores))[0, 0])
+            raise FloatingPointError(
+                f"scoring: model {broken} of the stack gives scores that are not numbers."
+            )
+        if settings.by == "bytes":
+            for i, example in enumerate(examples):
+                sizes = [len(choice.encode()) for choice in example.choices]
+                scores[:, i, : len(sizes)] /= sizes
+        return scores
 
     return score
 
 
-def chosen(examples: Sequence[Example], scores: np.ndarray, *, by: str) -> list[str]:
-    """The choice of the greatest score (n, c) of every example.
+def chosen(examples: Sequence[Example], scores: np.ndarray) -> list[str]:
+    """The choice of the greatest score (n, c) of every example."""
+    return [
+        example.choices[int(np.argmax(row[: len(example.choices)]))]
+        for example, row in zip(examples, scores, strict=True)
+    ]
 
-    by: "sum" takes log-likelihoods as they are, "bytes" divides each by the length of its choice.
-    """
-    picks = []
-    for example, row in zip(examples, scores, strict=True):
-        row = row[: len(example.choices)]
-        if by == "bytes":
-            row = row / [len(choice.encode()) for choice in example.choices]
-        picks.append(example.choices[int(np.argmax(row))])
-    return picks
+
+def first_line(text: str) -> str:
+    """The first line of a text that is not blank; empty if there is none."""
+    return next((line.strip() for line in text.split("\n") if line.strip()), "")
 
 
 def score_examples(
@@ -150,10 +168,13 @@ def score_examples(
     adapters: Adapter,
     settings: ConfigDict,
 ) -> Scored:
-    """Answers of every adapter of a stack to the same examples."""
+    """Answers of every adapter of a stack to the same examples.
+
+    A free answer is the first line that the model writes: models that were not tuned go on.
+    """
     if examples[0].choices:
         scores = scorer(model, template, instruction, examples, settings)(adapters)
-        answers = [chosen(examples, each, by=settings.by) for each in scores]
+        answers = [chosen(examples, each) for each in scores]
         correct = [[a == e.answer for a, e in zip(each, examples, strict=True)] for each in answers]
         return Scored(answers, np.array(correct), scores)
     with bar(f"answers of {len(adapters.scale)} models", len(examples)) as advance:
@@ -169,9 +190,9 @@ def score_examples(
             together=settings.together,
             done=advance,
         )
-    answers = [[model.tokenizer.decode(ids).strip() for ids in each] for each in tokens]
+    answers = [[first_line(model.tokenizer.decode(ids)) for ids in each] for each in tokens]
     correct = [
-        [evaluate.same_number(a, e.answer) for a, e in zip(each, examples, strict=True)]
+        [evaluate.same_answer(a, e.answer) for a, e in zip(each, examples, strict=True)]
         for each in answers
     ]
     return Scored(answers, np.array(correct), None)
@@ -179,31 +200,39 @@ def score_examples(
 
 def dock_adapters(
     path: str, learnwares: Sequence[store.Learnware], model: Model, template: Template
-) -> Adapter:
-    """The adapters of a dock's learnwares as a stack, padded to one shape.
+) -> tuple[list[str], Adapter]:
+    """The learnwares of a dock whose adapters can be used, and these as a stack of one shape.
 
-    ValueError if one has no adapter, or was trained on another model or template than these.
+    The others are named, with the reason. ValueError if none is left.
     """
-    wanted = describe(model, template)
+    wanted, usable = describe(model, template), {}
     for learnware in learnwares:
-        if "adapter" not in learnware.card:
-            raise ValueError(
-                f"{path}: {learnware.id!r} has no adapter, so there is no model to use; use a dock "
-                "whose learnwares have one, such as docks/quickstart."
-            )
-        have = learnware.card["model"]
-        for field in ("weights_sha256", "tokenizer_sha256", "template_sha256"):
-            if have[field] != wanted[field]:
-                raise ValueError(
-                    f"{path}: the adapter of {learnware.id!r} is for {have['name']} and template "
-                    f"{have['template']!r}, with {field} {have[field]}; at hand is {model.name} "
-                    f"with {wanted[field]}. Set model.name and template to those."
-                )
-    read = [
-        lora.from_peft(store.read_adapter(path, learnware.id), model.config)
-        for learnware in learnwares
-    ]
+        try:
+            _check_model(learnware.card.get("model"), wanted)
+            files = store.read_adapter(path, learnware.id)
+            usable[learnware.id] = lora.from_peft(files, model.config)
+        except (ValueError, OSError) as error:
+            say(f"{learnware.id} is not used: {error}")
+    if not usable:
+        raise ValueError(
+            f"{path}: no learnware has an adapter for {model.name} with template {template.name!r};"
+            " use a dock whose learnwares have, such as docks/quickstart."
+        )
+    read = list(usable.values())
     targets = sorted({name for adapter in read for name in adapter.a})
     rank = max(a.shape[-1] for adapter in read for a in adapter.a.values())
     like = init_adapter(jax.random.key(0), model.config, rank=rank, alpha=1.0, targets=targets)
-    return lora.stack([lora.pad(adapter, like) for adapter in read])
+    return list(usable), lora.stack([lora.pad(adapter, like) for adapter in read])
+
+
+def _check_model(have, wanted: dict) -> None:
+    """ValueError unless a card's model is the one at hand."""
+    if not isinstance(have, dict):
+        raise ValueError(f"its card says model: {have!r}, not which model it is for.")
+    for field in ("weights_sha256", "architecture_sha256", "tokenizer_sha256", "template_sha256"):
+        if have.get(field) != wanted[field]:
+            raise ValueError(
+                f"it is for {have.get('name')} and template {have.get('template')!r}, with {field} "
+                f"{have.get(field)}; at hand are {wanted['name']} and {wanted['template']!r}, with "
+                f"{wanted[field]}."
+            )

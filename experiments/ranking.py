@@ -76,11 +76,14 @@ def threshold_for(pool: Pool, domains: list[str], rate: float) -> float:
     return calibrate_threshold(held_out_distances(pool, domains), false_acceptance=rate)
 
 
-def open_dock(path: str, settings: ConfigDict) -> OpenDock:
-    """The dock at `path` and the encoder of `settings`. ValueError if they do not belong together,
-    or if the dock has no sound learnware.
+def open_dock(path: str, settings: ConfigDict, *, only: Sequence[str] | None = None) -> OpenDock:
+    """The dock at `path`, or `only` these learnwares of it, and the encoder of `settings`.
+
+    ValueError if they do not belong together, or if the dock has no sound learnware.
     """
-    learnwares = store.load(path)
+    learnwares = [
+        learnware for learnware in store.load(path) if only is None or learnware.id in only
+    ]
     if not learnwares:
         raise ValueError(f"{path}: the dock has no sound learnware; see experiments.dock --check.")
     encoder = open_encoder(settings)

@@ -148,12 +148,16 @@ def run(config: ConfigDict) -> dict:
     }
     if config.evaluation.seeds:
         output["summary"] = evaluation.summarise(config, dock.encoder)
-    used = [user.id for user in users if user.id in config.use.users]
-    if used and not own:
+    used = {
+        user["id"]: [entry["id"] for entry in user["ranking"]]
+        for user in results
+        if user["id"] in config.use.users and not own
+    }
+    if used:
         say(
             f"Using the selected models for {', '.join(used)}, on rows that nothing was trained on."
         )
-        output["use"] = evaluate.use(dock, used, ranked_ids(results), config.use)
+        output["use"] = evaluate.use(dock, used, config.use)
     if own:
         file = workdir / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', users[0].id)}.rkme.safetensors"
         workdir.mkdir(parents=True, exist_ok=True)
@@ -177,11 +181,6 @@ def run(config: ConfigDict) -> dict:
     if not own:
         print("next    the same for your texts: add --config.user.data=FILE (one text a line)")
     return output
-
-
-def ranked_ids(results: list[dict]) -> dict[str, str]:
-    """The closest learnware of every user."""
-    return {user["id"]: user["ranking"][0]["id"] for user in results}
 
 
 def _advice(user: dict) -> str:

@@ -703,9 +703,11 @@ def test_an_adapter_returns_as_it_was_added_and_goes_with_its_learnware(dock):
     assert "adapter" not in given.card
     with pytest.raises(FileNotFoundError, match=r"'b' of .* has a specification and no adapter"):
         store.read_adapter(dock, "b")
-    # A card that speaks of an adapter does not bring it along.
-    store.add(dock, version("a", 3)._replace(card=card), replace=True)
-    assert "adapter" not in store.read_learnware(dock, "a").card
+    # A card that speaks of an adapter does not bring it along, and it is not dropped in silence.
+    with pytest.raises(ValueError, match="speaks of an adapter, and none is given"):
+        store.add(dock, version("a", 3)._replace(card=card), replace=True)
+    assert store.read_adapter(dock, "a") == FILES
+    store.add(dock, version("a", 3), replace=True)
     assert not (dock / "learnwares" / "a" / "adapter").exists()
 
 
@@ -742,6 +744,8 @@ def test_an_adapter_of_other_files_is_refused_before_anything_is_written(dock):
 
 def test_an_adapter_too_large_to_read_is_refused_unread(dock, monkeypatch):
     store.add(dock, version("a", 1), adapter=FILES)
-    monkeypatch.setattr(store, "MAX_ADAPTER_BYTES", 3)
+    monkeypatch.setitem(store.ADAPTER_FILES, "adapter_model.safetensors", 3)
     with pytest.raises(ValueError, match="has 7 bytes; want at most 3"):
         store.read_adapter(dock, "a")
+    with pytest.raises(ValueError, match="of 'b' has 7 bytes; want at most 3"):
+        store.add(dock, version("b", 2), adapter=FILES)

@@ -44,7 +44,10 @@ STORED = {"z": ("F32", np.dtype("<f4")), "beta": ("F64", np.dtype("<f8"))}
 MAX_JSON_BYTES = 2**20
 MAX_SPEC_BYTES = 2**26  # 4,000 points of 4,096 dimensions
 MAX_ADAPTER_BYTES = 2**30  # rank 64 on every map of an 8B model in bfloat16: 0.3 GB
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = {  # and how large they may be
+    "adapter_config.json": MAX_JSON_BYTES,
+    "adapter_model.safetensors": MAX_ADAPTER_BYTES,
+}
 LOCK_SECONDS = 30.0
 # Names that no learnware can have, for folders on their way in, replaced, and on their way out.
 NEW, OLD, GONE = ".new-", ".old-", ".gone-"
@@ -114,14 +117,23 @@ def add(
     check_id(id, where="add")
     if not isinstance(card, dict):
         raise TypeError(f"add: the card of {id!r} is a {type(card).__name__}; want a dict.")
-    card = {name: value for name, value in card.items() if name != "adapter"}
     if adapter is not None:
         if set(adapter) != set(ADAPTER_FILES):
             raise ValueError(
                 f"add: the adapter of {id!r} has the files {', '.join(sorted(adapter))}; want "
                 f"{' and '.join(ADAPTER_FILES)}."
             )
-        card["adapter"] = {name: _sha256(adapter[name]) for name in ADAPTER_FILES}
+        for name, limit in ADAPTER_FILES.items():
+            if len(adapter[name]) > limit:
+                raise ValueError(
+                    f"add: {name} of {id!r} has {len(adapter[name])} bytes; want at most {limit}."
+                )
+        card = card | {"adapter": {name: _sha256(adapter[name]) for name in ADAPTER_FILES}}
+    elif "adapter" in card:
+        raise ValueError(
+            f"add: the card of {id!r} speaks of an adapter, and none is given; give the files (see "
+            "read_adapter), or take 'adapter' off the card."
+        )
     card_bytes = dump_json(card, where=f"add: the card of {id!r}", indent=2).encode()
     if len(card_bytes) > MAX_JSON_BYTES:
         raise ValueError(
@@ -189,11 +201,11 @@ def read_adapter(path: StrPath, id: str) -> dict[str, bytes]:
                 f"read_adapter: {id!r} of {path} has a specification and no adapter."
             )
         files = {}
-        for name in ADAPTER_FILES:
+        for name, limit in ADAPTER_FILES.items():
             file = folder / "adapter" / name
             for link in (file.parent, file):
                 _refuse_link(link, where="read_adapter")
-            files[name] = _read_bytes(file, MAX_ADAPTER_BYTES, where="read_adapter")
+            files[name] = _read_bytes(file, limit, where="read_adapter")
             if not isinstance(hashes, dict) or _sha256(files[name]) != hashes.get(name):
                 raise ValueError(
                     f"read_adapter: {file} does not match its hash on the card: it was damaged or "

@@ -238,11 +238,27 @@ def last_number(text: str) -> float | None:
 
 
 def same_number(text: str, answer: str, *, tolerance: float = 1e-4) -> bool:
-    """Whether the last number of a text is the answer, to a relative or absolute `tolerance`."""
+    """Whether the last number of a text is the answer's.
+
+    Whole numbers must be equal; others agree to a relative or absolute `tolerance`.
+    """
     found, wanted = last_number(text), last_number(answer)
-    return None not in (found, wanted) and math.isclose(
-        found, wanted, rel_tol=tolerance, abs_tol=tolerance
-    )
+    if found is None or wanted is None:
+        return False
+    if wanted.is_integer():
+        return found == wanted
+    return math.isclose(found, wanted, rel_tol=tolerance, abs_tol=tolerance)
+
+
+def same_answer(text: str, answer: str) -> bool:
+    """`same_number` if the answer holds a number; else equality but for case, blanks and a stop."""
+    if last_number(answer) is not None:
+        return same_number(text, answer)
+    return _plain(text) == _plain(answer)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split()).rstrip(".")
 
 
 def accuracy(correct: Sequence[bool] | np.ndarray) -> Estimate:

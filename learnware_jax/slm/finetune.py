@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Float, Int
 
 from learnware_jax.slm.decoder import Adapter, Config, Params, forward, logits
@@ -102,18 +102,21 @@ def check_settings(settings: Settings) -> None:
 def schedule(texts: Sequence[Text], settings: Settings, seed: int) -> Iterator[np.ndarray]:
     """Indices of the rows of every step: `settings.steps` arrays of `settings.batch`.
 
-    Every epoch is shuffled, then sorted by length within stretches of 16 batches, so that a batch
-    holds texts of like length and little padding. Where an epoch ends, the next one begins.
+    Every epoch is shuffled; the epochs, one behind the other, are sorted by length within stretches
+    of 16 batches (fewer where there are fewer texts), so that a batch holds texts of like length
+    and little padding.
     """
     rng = np.random.default_rng(seed)
     lengths = np.array([len(text.ids) for text in texts])
-    stretch, waiting, made = 16 * settings.batch, np.array([], int), 0
+    # A stretch longer than an epoch would sort the copies of a text into one batch.
+    batches = min(16, max(1, len(texts) // settings.batch))
+    stretch, waiting, made = batches * settings.batch, np.array([], int), 0
     while made < settings.steps:
         while len(waiting) < stretch:
             waiting = np.concatenate([waiting, rng.permutation(len(texts))])
         taken, waiting = waiting[:stretch], waiting[stretch:]
         taken = taken[np.argsort(lengths[taken], kind="stable")]
-        for rows in rng.permutation(taken.reshape(16, settings.batch)):
+        for rows in rng.permutation(taken.reshape(batches, settings.batch)):
             if made < settings.steps:
                 yield rows
                 made += 1
@@ -308,9 +311,13 @@ class Run(NamedTuple):
     seeds: tuple[int, ...]
     settings: Settings
 
-    def digest(self, weights_sha256: str, adapter: Adapter) -> str:
-        """A hash of all that the result depends on, the adapters at the start too."""
-        parts = [weights_sha256, self.rates, self.seeds, self.settings]
+    def digest(self, weights_sha256: str, model: Params, config: Config, adapter: Adapter) -> str:
+        """A hash of all that the result depends on, the adapters at the start too.
+
+        Not of the devices: on other ones sums may be rounded otherwise.
+        """
+        stored = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(model)})
+        parts = [weights_sha256, stored, config, self.rates, self.seeds, self.settings]
         content = hashlib.sha256(json.dumps(parts).encode())
         for texts in self.texts:
             rows = [[*map(int, ids), int(first)] for ids, first in texts]
@@ -340,6 +347,8 @@ def train(
     for texts in run.texts:
         check_texts(texts, settings)
     state = init_state(adapter, settings) if state is None else state
+    if mesh is not None:
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     begun = int(state.step[0])
     plans = [schedule(t, settings, s) for t, s in zip(run.texts, run.seeds, strict=True)]
     rates = jnp.asarray(run.rates, jnp.float32)
@@ -352,12 +361,14 @@ def train(
         batch = batch if mesh is None else shard_batch(batch, mesh)
         state, metrics = step(state, batch, rates, params, config=config, settings=settings)
         metrics = Metrics(*map(np.asarray, metrics))
-        if not np.isfinite(metrics.loss).all():
-            worst = int(np.flatnonzero(~np.isfinite(metrics.loss))[0])
+        sound = np.isfinite(metrics.loss) & np.isfinite(metrics.norm)
+        if not sound.all():
+            worst = int(np.flatnonzero(~sound)[0])
             raise FloatingPointError(
-                f"finetune: the loss of adapter {worst} is {metrics.loss[worst]} at step {done} of "
-                f"{settings.steps}, at a rate of {run.rates[worst]}; lower the rate, or lengthen "
-                "the warm-up. Checkpoints made before are unharmed."
+                f"finetune: the loss of adapter {worst} is {metrics.loss[worst]} and the norm of "
+                f"its gradient {metrics.norm[worst]} at step {done} of {settings.steps}, at a rate "
+                f"of {run.rates[worst]}; lower the rate, or lengthen the warm-up. Checkpoints made "
+                "before are unharmed."
             )
         report(done, state, metrics, tokens)
     return state
@@ -422,7 +433,12 @@ def load_checkpoint(folder: str | Path, like: State, digest: str) -> State | Non
             refuse(file, "missing")
         if _sha256(file) != expected:
             refuse(file, "damaged")
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _as_dict(like))
+    # To one device, whatever devices it was saved from.
+    place = SingleDeviceSharding(jax.local_devices()[0])
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        for name, leaf in _as_dict(like).items()
+    }
     with orbax.StandardCheckpointer() as reader:
         arrays = reader.restore(home / "state", shapes)
     leaves = [arrays[str(i)] for i in range(len(arrays))]

@@ -206,6 +206,14 @@ def from_peft(files: Mapping[str, bytes], config: Config) -> Adapter:
             f"from_peft: {strange} is not supported; want a plain LoRA ({', '.join(PLAIN)} at "
             "their defaults). Merge the adapter into its model with PEFT instead."
         )
+    scale = 0.0
+    if type(rank) is int and 1 <= rank <= MAX_RANK:
+        scale = np.float32(alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
+    if not 0 < scale < np.inf:
+        raise ValueError(
+            f"from_peft: r is {rank!r} and lora_alpha {alpha!r}; want a whole rank from 1 to "
+            f"{MAX_RANK} and a positive, finite alpha."
+        )
     modules = {path.split(".")[1]: name for name, path in IN_FILE.items()}
     if not isinstance(given, list) or not given or any(name not in [*modules] for name in given):
         raise ValueError(
@@ -248,7 +256,6 @@ def from_peft(files: Mapping[str, bytes], config: Config) -> Adapter:
         for name in (modules[module] for module in given):
             matrices = [tensors[_name_in_file(i, name, kind)].T for i in range(config.layers)]
             gathered[name] = jnp.asarray(np.stack(matrices).astype(np.float32))
-    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     return Adapter(stacks["A"], stacks["B"], jnp.float32(scale))
 
 

@@ -1,6 +1,6 @@
 """From selected learnwares to answers: four ways of using them, with one signature.
 
-A way is called as `way(score, adapters, weights, witness)` and returns the scores (n, c) of n items:
+Call `way(score, adapters, weights, witness)`; it returns the scores (n, c) of n items.
 
 score     adapters (a stack) -> (k, n, c): log-likelihoods of c choices by each adapter
 adapters  a stack of the k selected adapters
