@@ -303,10 +303,10 @@ def table(rows: Sequence[dict]) -> list[str]:
 
 
 NOTES = (
-    "Share of answers that are right ± standard error over rows; gain: selected less base, row by row.",
-    "random: the mean over all learnwares; best: the best one on these very rows, with its luck.",
-    "merged, routed, averaged: a mixture of learnwares in place of one. Of tasks of the catalogue no",
-    "row was trained on.",
+    "Share of answers that are right ± standard error over rows. gain: selected less base, row by",
+    "row. random: the mean over all learnwares; best: the best one on these very rows, with its",
+    "luck. merged, routed, averaged: a mixture of learnwares in place of one. Of tasks of the",
+    "catalogue no row was trained on.",
 )
 
 

@@ -541,9 +541,11 @@ def sharded():
     batch = finetune.make_batch([t[:8] for t in (toy(8), toy(8, 1))], SETTINGS._replace(batch=8))
     rows = finetune.shard_batch(batch, mesh)
     found["rows"] = [x.addressable_shards[0].data.shape for x in rows]
-    deep = CONFIG._replace(layers=8)
+    deep = CONFIG._replace(layers=64)  # more than a norm is wide
     specs = finetune.param_shardings(param_shapes(deep), mesh, fully=True)
-    found["deep"] = [list(s.spec) for s in (specs["layers"]["down"]["kernel"], specs["embed"])]
+    found["deep"] = [
+        list(s.spec) for s in (specs["layers"]["norm_attention"]["scale"], specs["embed"])
+    ]
     print(json.dumps(found))
 
 

@@ -406,6 +406,5 @@ def test_live_peft_reads_what_is_written(reference, tmp_path):
                 wanted = theirs(torch.tensor(stored["ids"]).long()).logits.numpy()
             rounded = lora.from_peft(made, model.config)
             found = score(model.params, stored["ids"], rounded, config=model.config)
-            print(i, dtype, np.abs(found - wanted).max())
             assert_allclose(found, wanted, rtol=0, atol=1e-4)
             assert np.abs(wanted - stored["logits"]).max() > (0.1 if i else -1)

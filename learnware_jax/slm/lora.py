@@ -49,7 +49,10 @@ PLAIN = {
     "arrow_config": (None,),
     "kasa_config": (None,),
     "monteclora_config": (None,),
+    # Others change the model itself before anything is learned.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
 }
+MAX_RANK = 1024  # a stack is padded to the greatest rank in it
 
 
 def init_adapter(
