@@ -131,7 +131,6 @@ def test_stored_numbers_of_the_harness(kind):
     if kind == "loglikelihood":
         assert [x[1] for x in found] == [x[1] for x in wanted]
         found, wanted = ([x[0] for x in each] for each in (found, wanted))
-    print(np.abs(np.subtract(found, wanted)).max())
     assert_allclose(found, wanted, rtol=0, atol=1e-3)
 
 
@@ -144,7 +143,6 @@ def theirs(folder):
 
 def test_log_likelihoods_equal_those_of_torch_and_of_our_loop(ours, theirs, model):
     wanted, found = (ask(lm, "loglikelihood", pairs()) for lm in (theirs, ours))
-    print(np.abs(np.subtract([x[0] for x in found], [x[0] for x in wanted])).max())
     assert_allclose([x[0] for x in found], [x[0] for x in wanted], rtol=0, atol=1e-3)
     assert [x[1] for x in found] == [x[1] for x in wanted]
     items = [("Question: Two\nAnswer:", [" salt", " quay", " cold ice"])]
@@ -161,7 +159,6 @@ def test_log_likelihoods_equal_those_of_torch_and_of_our_loop(ours, theirs, mode
 def test_rolling_log_likelihoods_equal_those_of_torch(ours, theirs):
     texts = [("Two boats",), (PROSE[0][:90],), (PROSE[0] + PROSE[1],), (PROSE[1] * 3,), ("",)]
     wanted, found = (ask(lm, "loglikelihood_rolling", texts) for lm in (theirs, ours))
-    print(np.abs(np.subtract(found, wanted)).max())
     assert_allclose(found, wanted, rtol=0, atol=1e-3)
     assert found[-1] == 0
 
@@ -326,4 +323,3 @@ metric_list:
     samples = sorted(found["samples"]["tiny"], key=lambda sample: sample["doc_id"])
     likelihoods = [[float(r[0][0]) for r in sample["resps"]] for sample in samples]
     assert_allclose(likelihoods, scores, rtol=0, atol=1e-3)
-    print(np.abs(np.array(likelihoods) - scores).max())

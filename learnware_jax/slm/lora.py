@@ -188,16 +188,21 @@ def from_peft(files: Mapping[str, bytes], config: Config) -> Adapter:
         raise ValueError(f"from_peft: {' and '.join(missing)} is not there.")
     try:
         settings = json.loads(files[CONFIG_FILE])
-        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+        rank, alpha = settings["r"], float(settings["lora_alpha"])
         given = settings["target_modules"]
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"from_peft: {CONFIG_FILE} is no configuration of LoRA: {error!r}."
         ) from None
-    if rank < 1 or not math.isfinite(alpha):
+    scale = np.nan
+    if type(rank) is int and 1 <= rank <= MAX_RANK:
+        scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.float32(scale))
+    if not finite:
         raise ValueError(
-            f"from_peft: {CONFIG_FILE} has r={rank}, lora_alpha={alpha}; want a rank of at least 1 "
-            "and a finite alpha."
+            f"from_peft: {CONFIG_FILE} has r={rank!r}, lora_alpha={alpha}; want a rank of at least "
+            f"1, a whole number up to {MAX_RANK}, and a finite alpha."
         )
     strange = {
         key: settings[key]
@@ -208,14 +213,6 @@ def from_peft(files: Mapping[str, bytes], config: Config) -> Adapter:
         raise ValueError(
             f"from_peft: {strange} is not supported; want a plain LoRA ({', '.join(PLAIN)} at "
             "their defaults). Merge the adapter into its model with PEFT instead."
-        )
-    scale = 0.0
-    if type(rank) is int and 1 <= rank <= MAX_RANK:
-        scale = np.float32(alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
-    if not 0 < scale < np.inf:
-        raise ValueError(
-            f"from_peft: r is {rank!r} and lora_alpha {alpha!r}; want a whole rank from 1 to "
-            f"{MAX_RANK} and a positive, finite alpha."
         )
     modules = {path.split(".")[1]: name for name, path in IN_FILE.items()}
     if not isinstance(given, list) or not given or any(name not in [*modules] for name in given):
