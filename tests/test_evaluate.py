@@ -273,9 +273,10 @@ def test_the_last_number_of_a_text(text, number):
         ("it is 1,000", "1000.0", True),
         ("0.33333", "0.3333", True),  # 3e-5 apart
         ("0.334", "0.3333", False),
-        ("1000.05", "1000", True),  # relative 5e-5
-        ("1001", "1000", False),
-        ("0.00005", "0", True),
+        ("1000.05", "1000.01", True),  # relative 4e-5
+        ("1000.05", "1000", False),  # whole numbers are exact
+        ("10000001", "10000000", False),
+        ("0.00005", "0.00001", True),  # absolute 4e-5
         ("-5", "5", False),
         ("none", "5", False),
         ("5", "none", False),
@@ -284,6 +285,20 @@ def test_the_last_number_of_a_text(text, number):
 )
 def test_same_numbers(text, answer, same):
     assert evaluate.same_number(text, answer) == same
+
+
+@pytest.mark.parametrize(
+    "text, answer, same",
+    [
+        ("So it is 7", "7", True),
+        ("seven", "7", False),
+        (" Carol \n", "carol.", True),
+        ("New   York.", "new york", True),
+        ("York", "New York", False),
+    ],
+)
+def test_same_answers(text, answer, same):
+    assert evaluate.same_answer(text, answer) == same
 
 
 def test_accuracy_by_hand():

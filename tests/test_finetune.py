@@ -113,6 +113,12 @@ def test_every_epoch_has_every_row_once(count, batch):
         assert_array_equal(seen, 6)
 
 
+def test_no_batch_has_a_text_twice_where_there_are_few():
+    texts, settings = toy(8), SETTINGS._replace(steps=40)
+    for two in zip(*[finetune.schedule(texts, settings, seed=1)] * 2, strict=True):
+        assert sorted(np.concatenate(two)) == list(range(8))
+
+
 def test_a_schedule_depends_on_the_seed_and_the_settings_alone():
     texts, settings = toy(40), SETTINGS._replace(steps=37)
     first, again, other, shorter = (
@@ -284,7 +290,9 @@ def test_report_gets_steps_and_tokens():
 def test_a_loss_that_is_not_finite_stops_the_run():
     seen = []
     broken = run(0, 1, 2, rates=(0.02, 1e30, 0.02))
-    message = r"loss of adapter 1 is (nan|inf) at step 2 of 20, at a rate of 1e\+30; lower the rate"
+    message = (
+        r"loss of adapter 1 is (nan|inf) and .* at step 2 of 20, at a rate of 1e\+30; lower th"
+    )
     with pytest.raises(FloatingPointError, match=message):
         train(broken, report=lambda done, *_: seen.append(done))
     assert seen == [1]
@@ -453,13 +461,20 @@ def test_a_digest_is_of_all_that_the_result_depends_on():
         own._replace(seeds=(0, 2)),
         own._replace(settings=SETTINGS._replace(decay=0.0)),
     ]
-    digests = [each.digest("abc", adapters(0, 1)) for each in [own, *changes]]
-    digests += [own.digest("abd", adapters(0, 1)), own.digest("abc", adapters(0, 2))]
+    start = adapters(0, 1)
+    halves = jax.tree.map(lambda x: x.astype("bfloat16"), params())
+    digests = [each.digest("abc", params(), CONFIG, start) for each in [own, *changes]]
+    digests += [
+        own.digest("abd", params(), CONFIG, start),
+        own.digest("abc", halves, CONFIG, start),
+        own.digest("abc", params(), CONFIG._replace(theta=9.0), start),
+        own.digest("abc", params(), CONFIG, adapters(0, 2)),
+    ]
     assert len(set(digests)) == len(digests)
     arrays = own._replace(
         texts=tuple([Text(np.array(i), np.int64(f)) for i, f in t] for t in own.texts)
     )
-    assert arrays.digest("abc", adapters(0, 1)) == digests[0]
+    assert arrays.digest("abc", params(), CONFIG, start) == digests[0]
 
 
 # Other processes.

@@ -272,7 +272,8 @@ def forward(
         return nnx.merge(layer_graph, state)(x, positions, window, low_rank, cached, dtype)
 
     low_rank = None if adapter is None else (adapter.a, adapter.b)
-    step = jax.checkpoint(step) if remat else step
+    # Inside a scan nothing merges what is computed again with what was there.
+    step = jax.checkpoint(step, prevent_cse=False) if remat else step
     x, cached = jax.lax.scan(step, x, (layers, windows, low_rank, cache and tuple(cache)))
     return model.norm(x), cached and Cache(*cached)
 

@@ -57,7 +57,7 @@ def choice_scores(
 
     The prompt is computed once and its cache serves all choices; without `reuse` every choice is
     run behind a prompt of its own, which gives the same numbers. Batches hold `batch_tokens` tokens
-    of prompts, at one of a few widths, and go through `together` adapters at a time, which pays on
+    (one question where that has more), at one of a few widths, and go through `together` adapters at a time, which pays on
     accelerators. `done` is told of questions as they are finished.
     ValueError for an empty prompt or choice, or a text beyond the model's positions.
     """
@@ -92,8 +92,8 @@ def score_choices(
     longest = max(len(choice) for q in questions for choice in q.choices)
     shape = (len(adapters.scale), len(questions), most)
     scores = Scores(np.full(shape, -np.inf), np.zeros(shape, bool))
-    for width, members in _batches([len(q.prompt) for q in questions], batch_tokens):
-        rows = max(1, batch_tokens // width)
+    room = batch_tokens, most * longest
+    for width, rows, members in _batches([len(q.prompt) for q in questions], *room):
         prompts, lengths = _pad([questions[i].prompt for i in members], rows, width)
         flat = [choice for i in members for choice in _filled(questions[i].choices, most)]
         choices, sizes = _pad(flat, rows * most, longest)
@@ -191,8 +191,8 @@ def answers(
     """Greedy continuations of every prompt, at most `steps` tokens, cut before token `end`."""
     _check([Question(prompt, [[end] * steps]) for prompt in prompts], config)
     found = [[[] for _ in prompts] for _ in adapters.scale]
-    for width, members in _batches([len(prompt) for prompt in prompts], batch_tokens):
-        ids, lengths = _pad([prompts[i] for i in members], max(1, batch_tokens // width), width)
+    for width, rows, members in _batches([len(p) for p in prompts], batch_tokens, steps):
+        ids, lengths = _pad([prompts[i] for i in members], rows, width)
         tokens = _generate_many(
             params,
             adapters,
@@ -309,14 +309,19 @@ def _check(questions: Sequence[Question], config: Config) -> None:
             )
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Every item once, as (width, indices of items of at most so many tokens), wide ones first."""
+def _batches(
+    lengths: Sequence[int], batch_tokens: int, behind: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Every item once, as (width, rows, indices of at most so many items), wide ones first.
+
+    An item takes `width` tokens for its own and `behind` more.
+    """
     buckets = np.searchsorted(WIDTHS, lengths)
     for bucket in sorted(set(buckets), reverse=True):
         members = np.flatnonzero(buckets == bucket)
-        rows = max(1, batch_tokens // WIDTHS[bucket])
+        rows = max(1, batch_tokens // (WIDTHS[bucket] + behind))
         for i in range(0, len(members), rows):
-            yield WIDTHS[bucket], members[i : i + rows]
+            yield WIDTHS[bucket], rows, members[i : i + rows]
 
 
 def _pad(rows: Sequence[Sequence[int]], count: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -92,26 +92,26 @@ class Requests:
             # The last token is never an input.
             whole = [*(context or [self.prefix_token_id]), *continuation][-self.max_length - 1 :]
             behind[tuple(whole[: -len(continuation)])].append(i)
-        parts = defaultdict(list)  # what they follow, by lengths: little padding, few programs
+        parts = defaultdict(list)  # by lengths: little padding, few programs
         for prompt, members in behind.items():
             longest = max(len(requests[i][2]) for i in members)
-            parts[tuple(np.searchsorted(WIDTHS, (len(prompt), longest)))].append(prompt)
+            # All that follows one prompt is in memory at once, so a part of it is.
+            most = max(1, self.batch_tokens // longest)
+            shape = tuple(np.searchsorted(WIDTHS, (len(prompt), longest)))
+            for i in range(0, len(members), most):
+                parts[shape].append((prompt, members[i : i + most]))
         found = [None] * len(requests)
-        for prompts in parts.values():
-            questions = [Question(p, [requests[i][2] for i in behind[p]]) for p in prompts]
-            count = max(len(question.choices) for question in questions)
-            longest = max(len(choice) for question in questions for choice in question.choices)
-            width = WIDTHS[np.searchsorted(WIDTHS, len(prompts[0]))]
+        for part in parts.values():
             scores = score_choices(
                 self.model.params,
                 self.model.config,
-                questions,
+                [Question(prompt, [requests[i][2] for i in members]) for prompt, members in part],
                 adapters=self.adapters,
                 dtype=self.dtype,
-                batch_tokens=width * max(1, self.batch_tokens // (width + count * longest)),
+                batch_tokens=self.batch_tokens,
             )
-            for row, prompt in enumerate(prompts):
-                for column, i in enumerate(behind[prompt]):
+            for row, (_, members) in enumerate(part):
+                for column, i in enumerate(members):
                     at = 0, row, column
                     found[i] = float(scores.likelihood[at]), bool(scores.greedy[at])
         for (texts, *_), answer in zip(requests, found, strict=True):
