@@ -1,6 +1,6 @@
 # make demo   set everything up and select learnwares for real tasks
 # make test   lint, types of shapes, and all tests
-# make bench  the benchmarks that README quotes; beside peers after pip install ".[bench]"
+# make bench  the benchmarks that README quotes; beside peers after pip install ".[bench,parity]"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,3 +29,4 @@ test: venv
 bench: venv
 	$(BIN)/python -m experiments.bench_reduce --config=configs/bench_reduce.py
 	$(BIN)/python -m experiments.bench_rank --config=configs/bench_rank.py
+	$(BIN)/python -m experiments.bench_slm --config=configs/bench_slm.py

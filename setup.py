@@ -8,7 +8,7 @@ EXTRAS = {
     "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "ruff>=0.11"],
     "notebooks": ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"],
     "interop": ["learnware>=0.4.0.post1", "peft>=0.18"],
-    "parity": ["torch>=2.6", "transformers>=5.17,<6", "llama-cpp-python", "peft>=0.18"],
+    "parity": ["torch>=2.6", "transformers>=5.17,<6", "llama-cpp-python>=0.3", "peft>=0.18"],
     "eval": ["lm_eval>=0.4.13"],
     # Peers for `make bench`. The learnware package brings torch.
     "bench": ["goodpoints>=0.6", "coreax>=1.0", "learnware>=0.4.0.post1", "fast_pytorch_kmeans"],

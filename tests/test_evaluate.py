@@ -335,3 +335,15 @@ def test_macro_f1_by_hand():
     assert_allclose(evaluate.macro_f1(["a", "a", "x"], ["a", "b", "a"]).value, 2 / 4 / 2)
     assert evaluate.macro_f1(["a", "b"], ["a", "b"]) == (1, 0)
     assert math.isnan(evaluate.macro_f1(["a"], ["a"]).stderr)
+
+
+def test_batches_hold_every_item_once_and_what_stands_behind_it_too():
+    batches = list(evaluate._batches([20, 40, 31, 20, 5], batch_tokens=128, behind=32))
+    # Prompts of up to 32 tokens, 32 behind each: two rows; of up to 48: one.
+    assert [(width, rows, list(items)) for width, rows, items in batches] == [
+        (48, 1, [1]),
+        (32, 2, [0, 2]),
+        (32, 2, [3, 4]),
+    ]
+    ((_, rows, items),) = evaluate._batches([20], batch_tokens=128, behind=1000)
+    assert rows == 1 and list(items) == [0]
