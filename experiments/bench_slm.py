@@ -513,8 +513,10 @@ def choosing(bench: Bench, both: dict, model: Config, config: ConfigDict) -> Non
 def run(config: ConfigDict) -> dict:
     """Measure everything; lines are printed as they come and written to workdir/results.json."""
     absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
+    if jax.devices()[0].platform != "cpu":
+        absent = [f"an accelerator for them (here JAX has {jax.devices()[0].device_kind} alone)"]
     if absent:
-        say(f"Not installed, so torch and PEFT are not measured: {', '.join(absent)}.")
+        say(f"torch and PEFT are not measured, for want of {', '.join(absent)}.")
     params, model = opened(config)
     both = {dtype: stored(params, dtype) for dtype in DTYPES}
     bench = Bench(config)
