@@ -78,8 +78,9 @@ def plot_accuracies(path: Path, rows: Sequence[dict]) -> None:
             size = 9 if name == "oracle" else 7
             axis.plot(row[name], y, mark, color=color, markerfacecolor=filled, markersize=size)
         axis.errorbar(row["selected"], y, xerr=row["stderr"], color=COLORS[0], linewidth=1)
-    for mark, color, label in marks.values():
-        axis.plot([], [], mark, color=color, label=label)
+    for name, (mark, color, label) in marks.items():
+        filled = "white" if name == "oracle" else color
+        axis.plot([], [], mark, color=color, markerfacecolor=filled, label=label)
     axis.set_yticks(range(len(rows)), [row["task"] for row in rows], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(-0.02, 1.02)
