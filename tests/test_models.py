@@ -5,6 +5,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import filelock
+import jax
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from learnware_jax.dock import store
 from learnware_jax.dock.labelled import Example, load_examples
 from learnware_jax.dock.texts import read_pairs
 from learnware_jax.slm import lora
-from learnware_jax.slm.evaluate import accuracy
+from learnware_jax.slm.evaluate import accuracy, same_answer
 
 SHIPPED = Path(__file__).parent.parent / "docks" / "quickstart"
 TASKS = ("recurrences", "arithmetic")
@@ -71,9 +73,6 @@ def test_fine_tuning_that_was_stopped_goes_on_to_the_same_bytes(built, tmp_path)
     config = finetune_config.get_config("smoke")
     config.tasks, config.workdir = TASKS[:1], str(tmp_path)
 
-    def stop(*_):
-        raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
         call = finetune._Log.__call__
 
@@ -111,6 +110,8 @@ def test_evaluation_writes_the_interface(evaluated):
         assert row["gain"] == pytest.approx(row["selected"] - row["base"])
     assert [row["kind"] for row in output["tasks"]] == ["same", "unseen"]
     assert output["tasks"][0]["selected_id"] == "recurrences"
+    assert output["summary"]["all"]["tasks"] == 2 and output["summary"]["choices"]["tasks"] == 1
+    assert "averaged" not in output["summary"]["all"]
     assert (Path(config.workdir) / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -120,15 +121,18 @@ def test_records_hold_every_item_and_give_the_table(evaluated):
         file = Path(config.workdir) / "records" / f"{row['task']}.json"
         record = json.loads(file.read_text())
         assert record["row"] == row and len(record["items"]) == 6
-        for name in ("base", *TASKS, "merged", "routed"):
-            right = [name in item["right"] for item in record["items"]]
-            assert np.mean(right) == row["accuracy"].get(name, row.get(name))
         rows = load_examples(row["task"], "test", 6)
         assert [item["wanted"] for item in record["items"]] == [e.answer for e in rows]
-        for item in record["items"]:
-            if row["task"] == "recurrences":
-                right = [name for name, a in item["answers"].items() if a == item["wanted"]]
-                assert sorted(item["right"]) == sorted(right)
+        shares = {"base": row["base"], **row["accuracy"]}
+        shares |= {way: row[way] for way in ("merged", "routed", "averaged") if way in row}
+        for name, share in shares.items():
+            given = [
+                ({**i["ways"], **i["learnwares"], "base": i["base"]})[name] for i in record["items"]
+            ]
+            right = [
+                same_answer(a, i["wanted"]) for a, i in zip(given, record["items"], strict=True)
+            ]
+            assert np.mean(right) == share
 
 
 def test_a_finished_task_is_not_computed_again_unless_something_changed(evaluated, monkeypatch):
@@ -156,9 +160,11 @@ def test_own_rows_are_halved_into_texts_to_select_by_and_rows_to_score(built, tm
     (job,) = evaluate.jobs_of(config)
     assert len(job.texts) == 4 and len(job.rows) == 4
     assert not set(job.texts) & {example.text for example in job.rows}
-    config.data.labels = ("rest", "recursion")
-    with pytest.raises(ValueError, match="are not places in the labels"):
-        evaluate.jobs_of(config)
+    assert job.kind == "own"
+    config.data.labels = ("recursion", "rest")
+    assert {example.choices for example in evaluate.jobs_of(config)[0].rows} == {
+        ("recursion", "rest")
+    }
 
 
 def test_words_in_a_column_become_choices(tmp_path):
@@ -182,36 +188,118 @@ def test_the_demo_uses_the_selected_model(built, tmp_path):
     assert f"| {row['base']:.2f} | {row['random']:.2f} |" in (tmp_path / "report.md").read_text()
 
 
-def test_a_dock_without_models_is_refused_for_use(built, tmp_path):
-    shutil.copytree(built / "dock", tmp_path / "dock")
-    learnware = store.read_learnware(tmp_path / "dock", "arithmetic")
-    store.add(tmp_path / "dock", learnware, replace=True)
-    config = evaluate_config.get_config("smoke")
-    config.dock, config.workdir = str(tmp_path / "dock"), str(tmp_path / "work")
-    with pytest.raises(
-        ValueError, match="'arithmetic' has no adapter, so there is no model to use"
-    ):
-        evaluate.run(config)
+@pytest.fixture(scope="module")
+def model():
+    return models.open_model(evaluate_config.get_config("smoke").model)
 
 
-def test_adapters_of_another_model_are_refused(built, tmp_path):
-    shutil.copytree(built / "dock", tmp_path / "dock")
-    learnware = store.read_learnware(tmp_path / "dock", "arithmetic")
+def usable(path, model, template="plain"):
+    learnwares = store.load(path)
+    return models.dock_adapters(str(path), learnwares, model, models.template_of(template))
+
+
+def strip(path, id):
+    """Take a learnware's adapter away."""
+    learnware = store.read_learnware(path, id)
+    del learnware.card["adapter"]
+    store.add(path, learnware, replace=True)
+
+
+def test_learnwares_that_cannot_be_used_are_named_and_the_others_serve(
+    built, tmp_path, model, capsys
+):
+    path = tmp_path / "dock"
+    shutil.copytree(built / "dock", path)
+    ids, adapters = usable(path, model)
+    assert ids == sorted(TASKS) and adapters.scale.shape == (2,)
+    learnware = store.read_learnware(path, "arithmetic")
+    adapter = store.read_adapter(path, "arithmetic")
     learnware.card["model"]["weights_sha256"] = "0" * 64
-    adapter = store.read_adapter(tmp_path / "dock", "arithmetic")
-    store.add(tmp_path / "dock", learnware, adapter=adapter, replace=True)
-    model = models.open_model(evaluate_config.get_config("smoke").model)
-    with pytest.raises(ValueError, match="the adapter of 'arithmetic' is for SmolLM2-135M-Instr"):
-        models.dock_adapters(
-            str(tmp_path / "dock"),
-            store.load(tmp_path / "dock"),
-            model,
-            models.template_of("plain"),
-        )
-    with pytest.raises(ValueError, match="is for SmolLM2-135M-Instruct and template 'plain'"):
-        models.dock_adapters(
-            str(built / "dock"), store.load(built / "dock"), model, models.template_of("chatml")
-        )
+    store.add(path, learnware, adapter=adapter, replace=True)
+    ids, _ = usable(path, model)
+    assert ids == ["recurrences"]
+    assert "arithmetic is not used: it is for SmolLM2-135M-Instruct" in capsys.readouterr().err
+    strip(path, "arithmetic")
+    assert usable(path, model)[0] == ["recurrences"]
+    assert "has a specification and no adapter" in capsys.readouterr().err
+    strip(path, "recurrences")
+    with pytest.raises(ValueError, match="no learnware has an adapter for SmolLM2-135M-Instruct"):
+        usable(path, model)
+    with pytest.raises(ValueError, match="with template 'chatml'"):
+        usable(built / "dock", model, "chatml")
+
+
+def test_a_card_that_does_not_say_which_model_is_refused(built, tmp_path, model, capsys):
+    path = tmp_path / "dock"
+    shutil.copytree(built / "dock", path)
+    learnware = store.read_learnware(path, "arithmetic")
+    learnware.card["model"] = "a good one"
+    files = store.read_adapter(path, "arithmetic")
+    store.add(path, learnware, adapter=files, replace=True)
+    assert usable(path, model)[0] == ["recurrences"]
+    assert "its card says model: 'a good one'" in capsys.readouterr().err
+
+
+def test_finished_adapters_of_other_settings_are_refused_and_kept(built):
+    config = finetune_config.get_config("smoke")
+    config.workdir = str(built / "finetune")
+    config.rate = 1e-3
+    file = built / "finetune" / TASKS[0] / "adapter" / "adapter_model.safetensors"
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="made from other data or with other settings"):
+        finetune.run(config)
+    assert file.read_bytes() == before
+
+
+def test_a_second_process_in_one_folder_is_told(tmp_path):
+    config = finetune_config.get_config("smoke")
+    config.tasks, config.workdir = TASKS[:1], str(tmp_path)
+    (tmp_path / TASKS[0]).mkdir()
+    with (
+        filelock.FileLock(tmp_path / TASKS[0] / ".lock"),
+        pytest.raises(TimeoutError, match="another process is training in"),
+    ):
+        finetune.run(config)
+
+
+def test_metrics_that_were_cut_by_a_kill_are_read_up_to_there(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert finetune._read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_rows_sorted_by_label_are_mixed_and_ambiguous_texts_left_out(tmp_path):
+    lines = [{"t": f"text {i}", "a": int(i >= 20)} for i in range(40)]
+    lines += [{"t": "both", "a": 0}, {"t": "both", "a": 1}]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    source = finetune_config.source(str(file), "t", "a", ("no", "yes"))
+    examples = finetune.read_source(source, 100)
+    assert len(examples) == 40
+    for part in (examples[:20], examples[20:]):
+        assert 4 <= sum(example.answer == "yes" for example in part) <= 16
+    file.write_text('{"t": "x", "a": -1}\n')
+    with pytest.raises(ValueError, match="the answers -1, which are neither labels nor their pl"):
+        finetune.read_source(source, 100)
+
+
+def test_a_free_answer_is_the_first_line():
+    assert models.first_line("\n 42 \n\n17 + 4") == "42"
+    assert models.first_line("\n \n") == ""
+
+
+def test_length_normalisation_divides_by_bytes(model):
+    config = evaluate_config.get_config("smoke")
+    rows = [Example("Paris is in", "France", ("France", "the United Kingdom"))]
+    base = lora.stack([lora.init_adapter(jax.random.key(0), model.config, rank=1, alpha=1.0)])
+
+    def scores(by):
+        config.scoring.by = by
+        template = models.template_of("plain")
+        return models.scorer(model, template, "Continue.", rows, config.scoring)(base)[0, 0]
+
+    np.testing.assert_allclose(scores("bytes"), scores("sum") / [6, 18])
+    with pytest.raises(ValueError, match="got by='tokens'"):
+        scores("tokens")
 
 
 @pytest.mark.parametrize(
@@ -261,9 +349,8 @@ def test_the_shipped_dock_is_sound_and_small():
     assert weights <= 8e6
 
 
-def test_a_shipped_model_does_its_task_and_the_base_model_does_not():
+def test_a_shipped_model_does_its_task_and_the_base_model_does_not(model):
     config = evaluate_config.get_config("smoke")
-    model = models.open_model(config.model)
     learnware = store.read_learnware(SHIPPED, "icd10-injuries")
     adapter = lora.from_peft(store.read_adapter(SHIPPED, learnware.id), model.config)
     rows = load_examples(learnware.id, "test", 24)

@@ -37,7 +37,11 @@ TEMPLATES = {
 
 
 def render(template: Template, *, instruction: str, text: str) -> str:
-    """The prompt. Braces in `instruction` and `text` mean nothing: only the template is read."""
+    """The prompt. Braces in `instruction` and `text` mean nothing: only the template is read.
+
+    A special token written out in a text ("<|im_end|>") is one for the tokenizer, wherever it
+    stands: take such out of texts of strangers.
+    """
     found = sorted(re.findall(r"\{(\w+)\}", template.text))
     if found != sorted(FIELDS):
         raise ValueError(
