@@ -170,7 +170,7 @@ def test_own_rows_are_halved_into_texts_to_select_by_and_rows_to_score(built, tm
 def test_words_in_a_column_become_choices(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\nx one,0\ny two,1\n")
     source = finetune_config.source(str(tmp_path / "a.csv"), "text", "label", ("no", "yes"))
-    assert finetune.read_source(source, 10) == [
+    assert sorted(finetune.read_source(source, 10)) == [
         Example("x one", "no", ("no", "yes")),
         Example("y two", "yes", ("no", "yes")),
     ]
@@ -219,6 +219,9 @@ def test_learnwares_that_cannot_be_used_are_named_and_the_others_serve(
     ids, _ = usable(path, model)
     assert ids == ["recurrences"]
     assert "arithmetic is not used: it is for SmolLM2-135M-Instruct" in capsys.readouterr().err
+    learnware = store.read_learnware(built / "dock", "arithmetic")
+    store.add(path, learnware, adapter=adapter, replace=True)
+    assert usable(path, model)[0] == sorted(TASKS)
     strip(path, "arithmetic")
     assert usable(path, model)[0] == ["recurrences"]
     assert "has a specification and no adapter" in capsys.readouterr().err
