@@ -115,6 +115,38 @@ def test_evaluation_writes_the_interface(evaluated):
     assert (Path(config.workdir) / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_row_of_the_table_by_hand():
+    job = evaluate.Job("t", "labelled", "d", "", [], [Example("x", "a", ("a", "b"))] * 4)
+    correct = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0]], bool)
+    row = evaluate.summary_row(job, correct, ["first", "second"], "first")
+    assert (row["base"], row["random"], row["selected"], row["oracle"]) == (0.25, 0.625, 0.5, 0.75)
+    assert (row["selected_id"], row["oracle_id"]) == ("first", "second")
+    # Differences -1, 1, 1, 0: mean 1/4, variance (25 + 9 + 9 + 1) / 16 / 3.
+    assert row["gain"] == 0.25
+    assert row["gain_stderr"] == pytest.approx((44 / 48) ** 0.5 / 2)
+    assert row["stderr"] == pytest.approx((1 / 3) ** 0.5 / 2)
+
+
+def test_a_summary_by_hand_and_why_a_selection_loses():
+    shared = {"n": 4, "stderr": 0.1, "gain_stderr": 0.1, "oracle_id": "b"}
+    rows = [
+        {"task": "a", "kind": "same", "selected_id": "a", "decision": "a", "averaged": 0.7}
+        | {"base": 0.5, "random": 0.4, "selected": 0.8, "oracle": 0.8, "gain": 0.3},
+        {"task": "c", "kind": "unseen", "selected_id": "a", "decision": "none"}
+        | {"base": 0.5, "random": 0.2, "selected": 0.4, "oracle": 0.6, "gain": -0.1},
+    ]
+    rows = [shared | row for row in rows]
+    summary = evaluate.summarise(rows)
+    assert summary["all"]["gap_closed"] == pytest.approx((0.6 - 0.3) / (0.7 - 0.3))
+    assert summary["all"]["selected_beats_base"] == 1 and summary["same"]["tasks"] == 1
+    assert summary["choices"]["averaged"] == 0.7 and "averaged" not in summary["all"]
+    lines = evaluate.table(rows)
+    assert lines[-1] == (
+        "c: a does not beat the base model: no learnware was made for this task, and b would have "
+        "done better; the dock did say that none fits."
+    )
+
+
 def test_records_hold_every_item_and_give_the_table(evaluated):
     config, output = evaluated
     for row in output["tasks"]:

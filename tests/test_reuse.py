@@ -77,6 +77,10 @@ def test_averaging_leaves_choices_that_are_not_there_out():
     got = reuse.average(lambda _: scores, adapters(), np.array([0.5, 0.5]), WITNESS)
     np.testing.assert_allclose(got[0, :2], log_softmax([0.0, -1.0]))
     assert got[0, 2] == -np.inf and np.isfinite(got[1]).all()
+    # An adapter without weight has no say, and its log of 0 does no harm.
+    alone = reuse.average(lambda _: scores, adapters(), np.array([0.0, 1.0]), WITNESS)
+    np.testing.assert_allclose(alone[0, :2], log_softmax([0.0, -1.0]))
+    assert alone[0, 2] == -np.inf
 
 
 def test_a_merged_adapter_changes_the_model_by_the_weighted_sum():
