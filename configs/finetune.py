@@ -175,7 +175,8 @@ def get_config(size="quickstart"):
             remat=paper,
             # "data": rows over all devices; "full": the frozen model is cut over them too.
             sharding="full" if paper else "none",
-            # Adapters trained at once, in one program. More than 1 pays on accelerators.
+            # Adapters trained at once, in one program, for accelerators. All have this rate and
+            # seed; slm.finetune.Run takes one of each an adapter.
             together=1,
             checkpoint_every=2 if smoke else 50,
             seed=0,

@@ -3,8 +3,8 @@
 python -m experiments.select --config=configs/select.py:quickstart [--config.user.data=FILE]
     Ranks docks/quickstart, 14 fine-tuned models, for 26 users: other rows of the tasks that the
     models were trained on, tasks that no learnware was made from, and tasks of domains that the
-    dock has not; then uses the selected models for three of them: 2 min on 2 cores. Or ranks it
-    for the texts of FILE alone: 10 s.
+    dock has not; then uses the selected models for three of them: 80 s on 2 cores. Or ranks it for
+    the texts of FILE alone: 10 s.
 python -m experiments.select --config=configs/select.py:catalogue
     Makes runs/catalogue/dock on the first run (36 specifications, no models; 1-3 min on 2 cores),
     then ranks it for 56 users.

@@ -49,6 +49,7 @@ class Bench:
             "device": device.device_kind,
             "platform": device.platform,
             "cores": cores(),
+            "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
             "rows": [],
             "ratios": [],
             "checks": {},

@@ -3,6 +3,7 @@
 Example: python -m experiments.build --config=configs/build.py:quickstart
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -72,10 +73,10 @@ def user_half(task: Task, config: ConfigDict, count: int) -> list[str]:
 def run(config: ConfigDict) -> dict:
     """Make or complete the dock `config.dock`; returns {"dock", "added", "learnwares"}."""
     own = config.learnware.to_dict()
-    if bool(own["data"]) != bool(own["id"]):
+    if bool(own["data"]) != bool(own["id"]) or (own["adapter"] and not own["data"]):
         raise ValueError(
             f"build: got learnware.id={own['id']!r} and learnware.data={own['data']!r}; want both, "
-            "or neither."
+            "or neither, and both for learnware.adapter."
         )
     jobs = {
         task.name: (
@@ -112,10 +113,14 @@ def run(config: ConfigDict) -> dict:
             f"build: {config.dock} has a learnware {own['id']!r} already; choose another id, or "
             f"remove it: python -m experiments.dock --dock={config.dock} --remove={own['id']}"
         )
+    adapters = {}
+    if own["adapter"]:
+        adapters[own["id"]] = _own_adapter(own["adapter"], jobs[own["id"]][0], config)
     missing = [name for name in jobs if name not in present]
     if missing:
         labelled = [task.name for task in labelled_of(config.labelled) if task.name in missing]
-        adapters = _fine_tune(labelled, jobs, config) if labelled else {}
+        if labelled:
+            adapters |= _fine_tune(labelled, jobs, config)
         say(f"Specifying {len(missing)} of {len(jobs)} tasks for {config.dock}.")
         _specify({name: jobs[name] for name in missing}, adapters, config, exists)
     ids = store.list_ids(config.dock)
@@ -126,6 +131,29 @@ def run(config: ConfigDict) -> dict:
 def trained_texts(name: str, config: ConfigDict) -> list[str]:
     """The texts that a labelled task's learnware is specified on: some that it was trained on."""
     return [example.text for example in load_examples(name, "train", config.texts)]
+
+
+def _own_adapter(folder: str, card: dict, config: ConfigDict) -> dict[str, bytes]:
+    """The files of somebody's adapter; the card gets the model that they are for.
+
+    ValueError if they do not fit that model, or say that they are for another.
+    """
+    files = {}
+    for name in store.ADAPTER_FILES:
+        file = Path(folder).expanduser() / name
+        if not file.is_file():
+            raise FileNotFoundError(f"build: there is no {file}; want the files of a PEFT adapter.")
+        files[name] = file.read_bytes()
+    model = open_model(config.finetune.model)
+    lora.from_peft(files, model.config)
+    card["model"] = describe(model, template_of(config.finetune.template))
+    said = json.loads(files[lora.CONFIG_FILE]).get("learnware_jax", card["model"])
+    if said != card["model"]:
+        raise ValueError(
+            f"build: {folder} says that it is for {said}, and at hand is {card['model']}; "
+            "set finetune.model.name and finetune.template to those."
+        )
+    return files
 
 
 def _fine_tune(names, jobs, config):

@@ -171,7 +171,6 @@ def evaluate_job(
         }
     items = [
         {
-            "text_sha256": hashlib.sha256(example.text.encode()).hexdigest(),
             "wanted": example.answer,
             "base": scored.answers[0][i],
             "learnwares": {name: scored.answers[1 + k][i] for k, name in enumerate(ids)},

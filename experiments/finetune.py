@@ -86,8 +86,8 @@ def read_source(source: ConfigDict, limit: int) -> list[Example]:
         strange = sorted({answer for _, answer in pairs} - places.keys() - set(labels))
         if strange:
             raise ValueError(
-                f"finetune: {source['source']} has the answers {', '.join(strange[:5])}, which are "
-                f"neither labels nor their places: {places}."
+                f"read_source: {source['source']} has the answers {', '.join(strange[:5])}, which "
+                f"are neither labels nor their places: {places}."
             )
         pairs = [(text, places.get(answer, answer)) for text, answer in pairs]
     answers = defaultdict(set)
@@ -253,6 +253,7 @@ def _train_locked(jobs, model, mesh, template, settings, config, digests, home) 
                 "loss": log.recent(i),
                 "tokens": log.tokens,
                 "seconds": log.seconds,
+                "together": len(jobs),  # tokens and seconds are those of so many adapters
             },
         )
 

@@ -275,6 +275,36 @@ def test_a_card_that_does_not_say_which_model_is_refused(built, tmp_path, model,
     assert "its card says model: 'a good one'" in capsys.readouterr().err
 
 
+def test_an_own_adapter_joins_a_dock_and_can_be_used(built, tmp_path, model):
+    path = tmp_path / "dock"
+    shutil.copytree(built / "dock", path)
+    own = build_config.get_config("own")
+    own.dock, own.learnware.id = str(path), "my-model"
+    own.learnware.data = str(tmp_path / "train.txt")
+    Path(own.learnware.data).write_text("\n".join(f"T(n) = {i}T(n/3) + O(n)" for i in range(9)))
+    own.specification = build_config.specification(smoke=True)
+    own.learnware.adapter = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="want the files of a PEFT adapter"):
+        build.run(own)
+    folder = tmp_path / "adapter"
+    shutil.copytree(built / "finetune" / "arithmetic" / "adapter", folder)
+    own.learnware.adapter = str(folder)
+    note = folder / "adapter_config.json"
+    whole = note.read_text()
+    note.write_text(whole.replace('"plain"', '"chatml"'))
+    with pytest.raises(ValueError, match=r"says that it is for .*chatml"):
+        build.run(own)
+    assert store.list_ids(path) == sorted(TASKS)
+    note.write_text(whole)
+    assert build.run(own)["added"] == ["my-model"]
+    ids, adapters = usable(path, model)
+    assert ids == ["arithmetic", "my-model", "recurrences"]
+    np.testing.assert_array_equal(adapters.a["query"][0], adapters.a["query"][1])
+    own.learnware.id, own.learnware.data = "", ""
+    with pytest.raises(ValueError, match=r"and both for learnware\.adapter"):
+        build.run(own)
+
+
 def test_finished_adapters_of_other_settings_are_refused_and_kept(built):
     config = finetune_config.get_config("smoke")
     config.workdir = str(built / "finetune")

@@ -34,7 +34,7 @@ class LabelledTask(NamedTuple):
     role: "dock" tasks are for learnwares, "unseen" ones for users alone; these have a relative
     among the dock's. Where `material` is empty the examples are generated.
     `instruction` goes before the text of a prompt; it names the labels, of which each begins with
-    another token of SmolLM2. metric: "accuracy", "macro_f1", or "exact" for numbers.
+    another token of SmolLM2. metric: "accuracy", or "exact" for numbers.
     """
 
     name: str

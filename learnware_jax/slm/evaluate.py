@@ -58,7 +58,7 @@ def choice_scores(
     The prompt is computed once and its cache serves all choices; without `reuse` every choice is
     run behind a prompt of its own, which gives the same numbers. Batches hold `batch_tokens` tokens
     (one question where that has more), at one of a few widths, and go through `together` adapters
-    at a time, which pays on accelerators. `done` is told of questions as they are finished.
+    at a time: more than 1 is for accelerators. `done` is told of questions as they are finished.
     ValueError for an empty prompt or choice, or a text beyond the model's positions.
     """
     return score_choices(

@@ -1,5 +1,8 @@
 """From selected learnwares to answers: four ways of using them, with one signature.
 
+These choose among given answers. Where a model writes its own, `weighted_sum` makes the merged
+model, and the written answers are picked as `route` picks scores.
+
 Call `way(score, adapters, weights, witness)`; it returns the scores (n, c) of n items.
 
 score     adapters (a stack) -> (k, n, c): log-likelihoods of c choices by each adapter
