@@ -11,24 +11,14 @@ import pytest
 from fixtures import make_harness
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import f1_score
+from tiny import CONFIG
 
 from learnware_jax.slm import decoder, evaluate
-from learnware_jax.slm.decoder import Adapter, Config, forward, init_params, logits, param_shapes
+from learnware_jax.slm.decoder import Adapter, forward, init_params, logits, param_shapes
 from learnware_jax.slm.evaluate import Question, answers, choice_scores, score_choices
 from learnware_jax.slm.weights import load_model
 
-CONFIG = Config(
-    vocabulary=97,
-    layers=2,
-    width=32,
-    feedforward=48,
-    heads=4,
-    kv_heads=2,
-    head_width=8,
-    epsilon=1e-6,
-    theta=10_000.0,
-    positions=49,
-)
+CONFIG = CONFIG._replace(positions=49)
 
 
 @functools.cache

@@ -15,23 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from tiny import CONFIG
 
 from learnware_jax.slm import finetune, lora
-from learnware_jax.slm.decoder import Config, forward, init_params, logits, param_shapes
+from learnware_jax.slm.decoder import forward, init_params, logits, param_shapes
 from learnware_jax.slm.finetune import Run, Settings, Text
 
-CONFIG = Config(
-    vocabulary=97,
-    layers=2,
-    width=32,
-    feedforward=48,
-    heads=4,
-    kv_heads=2,
-    head_width=8,
-    epsilon=1e-6,
-    theta=10_000.0,
-    positions=64,
-)
 SETTINGS = Settings(
     steps=20,
     batch=4,

@@ -10,23 +10,12 @@ import pytest
 import safetensors.numpy
 from fixtures import make_peft
 from numpy.testing import assert_allclose, assert_array_equal
+from tiny import CONFIG
 
 from learnware_jax.slm import finetune, lora
-from learnware_jax.slm.decoder import Adapter, Config, forward, init_params, logits, param_shapes
+from learnware_jax.slm.decoder import Adapter, forward, init_params, logits, param_shapes
 from learnware_jax.slm.weights import load_model
 
-CONFIG = Config(
-    vocabulary=97,
-    layers=2,
-    width=32,
-    feedforward=48,
-    heads=4,
-    kv_heads=2,
-    head_width=8,
-    epsilon=1e-6,
-    theta=10_000.0,
-    positions=64,
-)
 IDS = np.random.default_rng(0).integers(0, 97, (3, 12))
 ALL = tuple(lora.IN_FILE)
 Q_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
