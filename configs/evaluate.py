@@ -1,7 +1,7 @@
 """Does the selected model do a task better than the base model?
 
 python -m experiments.evaluate --config=configs/evaluate.py:quickstart
-    19 tasks, 14 of which a learnware was trained for, by all 14 learnwares: 17 min on 2 cores.
+    19 tasks, 14 of which a learnware was trained for, by all 14 learnwares: 11 min on 2 cores.
 python -m experiments.evaluate --config=configs/evaluate.py:mine --config.data.source=FILE \
     --config.data.text=question --config.data.answer=answer --config.data.labels='("no","yes")'
     Your own rows: at most 64, without answers, select; at most 64 others are scored. The answers to
