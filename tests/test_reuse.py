@@ -5,22 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from tiny import CONFIG
 
 from learnware_jax.slm import lora, reuse
-from learnware_jax.slm.decoder import Config, forward, init_params
+from learnware_jax.slm.decoder import forward, init_params
 
-CONFIG = Config(
-    vocabulary=31,
-    layers=2,
-    width=16,
-    feedforward=24,
-    heads=4,
-    kv_heads=2,
-    head_width=4,
-    epsilon=1e-5,
-    theta=1e4,
-    positions=16,
-)
 SCORES = np.log(
     np.array(
         [
@@ -86,7 +75,7 @@ def test_averaging_leaves_choices_that_are_not_there_out():
 def test_a_merged_adapter_changes_the_model_by_the_weighted_sum():
     stack, weights = adapters(scales=(1.0, 2.0, 0.5)), np.array([0.5, 0.3, 0.2])
     merged = reuse.weighted_sum(stack, weights)
-    assert merged.a["query"].shape == (2, 16, 6)
+    assert merged.a["query"].shape == (2, 32, 6)
     for name in stack.a:
         want = sum(
             w * float(s) * np.asarray(a, np.float64) @ np.asarray(b, np.float64)
@@ -98,7 +87,7 @@ def test_a_merged_adapter_changes_the_model_by_the_weighted_sum():
 
 def test_all_weight_on_one_merges_to_that_one_in_the_model():
     params = init_params(jax.random.key(0), CONFIG, scale=0.3)
-    ids = jax.random.randint(jax.random.key(1), (2, 7), 0, 31)
+    ids = jax.random.randint(jax.random.key(1), (2, 7), 0, CONFIG.vocabulary)
     stack = adapters()
     alone = jax.tree.map(lambda leaf: leaf[1], stack)
     want, _ = forward(params, ids, config=CONFIG, adapter=alone)

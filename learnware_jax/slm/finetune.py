@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxtyping import Array, Float, Int
 
 from learnware_jax.slm.decoder import Adapter, Config, Params, forward, logits
+from learnware_jax.slm.weights import file_sha256
 
 MANIFEST = "manifest.json"
 CHUNK = 4096  # positions whose logits are in memory at once
@@ -388,7 +389,7 @@ def save_checkpoint(folder: str | Path, state: State, digest: str, *, keep: int 
         shutil.rmtree(home)
     with orbax.StandardCheckpointer() as writer:
         writer.save(home / "state", _as_dict(state))
-    hashes = {str(file.relative_to(home)): _sha256(file) for file in _files(home)}
+    hashes = {str(file.relative_to(home)): file_sha256(file) for file in _files(home)}
     text = json.dumps({"run": digest, "files": hashes}, indent=1)
     partial = home / f".{MANIFEST}"
     partial.write_text(text)
@@ -431,7 +432,7 @@ def load_checkpoint(folder: str | Path, like: State, digest: str) -> State | Non
         file = home / name
         if not file.is_file():
             refuse(file, "missing")
-        if _sha256(file) != expected:
+        if file_sha256(file) != expected:
             refuse(file, "damaged")
     # To one device, whatever devices it was saved from.
     place = SingleDeviceSharding(jax.local_devices()[0])
@@ -458,8 +459,3 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

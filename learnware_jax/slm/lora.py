@@ -16,19 +16,12 @@ import numpy as np
 from jaxtyping import Array
 
 from learnware_jax.slm.decoder import Adapter, Config, Params, param_shapes
+from learnware_jax.slm.weights import IN_FOLDER
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION = ("query", "key", "value", "out")
 # Our modules in a checkpoint of Hugging Face, which PEFT's names follow.
-IN_FILE = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "out": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
+IN_FILE = {name: IN_FOLDER[name] for name in (*ATTENTION, "gate", "up", "down")}
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": jnp.dtype("bfloat16")}
 # What changes the meaning of the arrays, with the values under which they mean x A B alpha / r.
 PLAIN = {

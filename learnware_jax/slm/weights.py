@@ -287,7 +287,7 @@ def _load_folder(folder: Path, weights: Path, dtype: str) -> Model:
     _check_vocabulary(tokenizer, config, folder)
     end = _read_end(folder, settings, tokenizer)
     params = _read_params(tensors, config, IN_FOLDER, "model.layers", folder, dtype)
-    hashes = sorted((file.name, _sha256(file)) for file in files)
+    hashes = sorted((file.name, file_sha256(file)) for file in files)
     listed = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
     return Model(
         params=params,
@@ -295,7 +295,7 @@ def _load_folder(folder: Path, weights: Path, dtype: str) -> Model:
         tokenizer=tokenizer,
         name=folder.name,
         weights_sha256=hashes[0][1] if weights.name == SINGLE else listed,
-        tokenizer_sha256=_sha256(folder / "tokenizer.json"),
+        tokenizer_sha256=file_sha256(folder / "tokenizer.json"),
         start=start,
         end=end,
     )
@@ -448,7 +448,7 @@ def _load_gguf(file: Path, dtype: str) -> Model:
         config=config,
         tokenizer=tokenizer,
         name=file.stem,
-        weights_sha256=_sha256(file),
+        weights_sha256=file_sha256(file),
         tokenizer_sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         start=start,
         end=end,
@@ -604,6 +604,7 @@ def _spare(name: str, tensors: Tensors, config: decoder.Config, names: dict) -> 
     return False
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """The hash of a file's bytes."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
