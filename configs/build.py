@@ -8,11 +8,26 @@ python -m experiments.build --config=configs/build.py:catalogue    36 tasks as s
 python -m experiments.build --config=configs/build.py:smoke        6 specifications, 15 s
 python -m experiments.build --config=configs/build.py:own --config.dock=DOCK \
     --config.learnware.id=my-model --config.learnware.domain=finance --config.learnware.data=FILE
+python -m experiments.build --config=configs/build.py:own --config.dock=DOCK \
+    --config.adapters=FOLDER
 
 Learnwares that a dock has already are kept, so a run that was stopped goes on where it stood. The
-last command adds one learnware, made from the texts that your model was trained on, to a dock that
-exists, with that dock's own kernel and encoder; --config.learnware.adapter=FOLDER gives it the
+fourth command adds one learnware, made from the texts that your model was trained on, to a dock
+that exists, with that dock's own kernel and encoder; --config.learnware.adapter=FOLDER gives it the
 model.
+
+The last command adds many, or makes a dock of them where there is none. Every folder in FOLDER is a
+learnware, and its name the id:
+
+    FOLDER/ID/adapter_config.json, adapter_model.safetensors    as PEFT writes them
+    FOLDER/ID/texts.jsonl    the texts that it was made for; or .json .csv .tsv .parquet .txt
+    FOLDER/ID/card.json      optional: {"domain": ..., "description": ..., "language": ..., ...}
+
+All of it is checked first, also against finetune.model; if anything is wrong, everything that is
+gets listed, and nothing is done. A card may say anything but what is found out here: adapter,
+evaluation, model, training. No text is kept, and a specification has at most half as many points as
+texts. A learnware that the dock has with the same adapter is left alone; --config.learnware.column
+names the column of texts, where it cannot be guessed.
 """
 
 from ml_collections import ConfigDict
@@ -39,6 +54,8 @@ def get_config(size="quickstart"):
             # A learnware is specified on one half of a task's texts, at most so many of them.
             texts=32 if smoke else 200,
             halves_seed=0,
+            # A folder of folders: adapters with their texts and cards, a learnware each.
+            adapters="",
             # adapter: a folder that PEFT or experiments.finetune wrote, for finetune.model.
             learnware=dict(
                 id="", domain="", description="", model="", data="", column="", adapter=""

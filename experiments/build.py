@@ -4,7 +4,11 @@ Example: python -m experiments.build --config=configs/build.py:quickstart
 """
 
 import json
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,13 +37,18 @@ from experiments.models import (
     with_base,
 )
 from learnware_jax.dock import store
-from learnware_jax.dock.labelled import load_examples
+from learnware_jax.dock.labelled import LabelledTask, load_examples
 from learnware_jax.dock.tasks import TASKS, Task, halves, load_task, read_texts
-from learnware_jax.dock.texts import sample
+from learnware_jax.dock.texts import SUFFIXES, sample
 from learnware_jax.slm import lora
+from learnware_jax.slm.encoder import Encoder
 from learnware_jax.slm.evaluate import accuracy
+from learnware_jax.slm.weights import Model
 from learnware_jax.specification import kernels
 from learnware_jax.specification.reduce import reduce_many
+
+# What a card says because it was done or measured here; nobody's own card may claim it.
+RESERVED = ("adapter", "evaluation", "model", "training")
 
 
 def tasks_of(names) -> list[Task]:
@@ -70,62 +79,76 @@ def user_half(task: Task, config: ConfigDict, count: int) -> list[str]:
     return sample(halves(load_task(task.name), config.halves_seed)[1], count)
 
 
+class Job(NamedTuple):
+    """A learnware to be made: its card, and a function that reads the texts that specify it.
+
+    `own` texts are somebody's: they are kept nowhere, and get at most half as many points as texts.
+    """
+
+    card: dict[str, Any]
+    read: Callable[[], list[str]]
+    own: bool = False
+
+
 def run(config: ConfigDict) -> dict:
-    """Make or complete the dock `config.dock`; returns {"dock", "added", "learnwares"}."""
-    own = config.learnware.to_dict()
-    if bool(own["data"]) != bool(own["id"]) or (own["adapter"] and not own["data"]):
+    """Make or complete the dock `config.dock`; returns {"dock", "added", "learnwares"}.
+
+    Somebody's learnwares are all checked before any work; if one is unsound, none is added.
+    """
+    own = config.learnware
+    if (
+        bool(own.data) != bool(own.id)
+        or (own.adapter and not own.data)
+        or (own.id and config.adapters)
+    ):
         raise ValueError(
-            f"build: got learnware.id={own['id']!r} and learnware.data={own['data']!r}; want both, "
-            "or neither, and both for learnware.adapter."
+            f"build: got learnware.id={own.id!r}, learnware.data={own.data!r} and adapters="
+            f"{config.adapters!r}; want learnware.id and data, or neither, and both for "
+            "learnware.adapter; adapters only without them."
         )
     jobs = {
-        task.name: (
-            {"name": task.name, "domain": task.domain, "description": task.description},
-            lambda task=task: developer_half(task, config),
-        )
+        task.name: Job(_card(task), partial(developer_half, task, config))
         for task in tasks_of(config.tasks)
     }
-    for task in labelled_of(config.labelled):
-        card = {"name": task.name, "domain": task.domain, "description": task.description}
-        jobs[task.name] = (card, lambda task=task: trained_texts(task.name, config))
-    if own["data"]:
-        card = {field: own[field] for field in ("domain", "description", "model")}
-        jobs[own["id"]] = (
-            {"name": own["id"], **card},
-            lambda: read_texts(own["data"], column=own["column"] or None),
-        )
-    if not jobs:
-        raise ValueError(
-            "build: nothing to do; set tasks, labelled, or learnware.id and learnware.data."
-        )
-    for name in jobs:
-        store.check_id(name, where="build")
+    labelled = labelled_of(config.labelled)
+    for task in labelled:
+        jobs[task.name] = Job(_card(task), partial(trained_texts, task.name, config))
     check_kernel(config.specification.kernel)
     exists = (Path(config.dock) / "dock.json").exists()
-    if own["data"] and not config.tasks and not exists:
+    if own.id and not jobs and not exists:
         raise FileNotFoundError(
-            f"build: there is no dock at {config.dock} to add {own['id']!r} to; correct --config."
+            f"build: there is no dock at {config.dock} to add {own.id!r} to; correct --config."
             "dock, or make a dock with --config=configs/build.py:quickstart first."
         )
     present = set(store.list_ids(config.dock)) if exists else set()
-    if own["id"] in present:
-        raise FileExistsError(
-            f"build: {config.dock} has a learnware {own['id']!r} already; choose another id, or "
-            f"remove it: python -m experiments.dock --dock={config.dock} --remove={own['id']}"
+    submitted, adapters = _check_submissions(config, jobs, present)
+    jobs |= submitted
+    if not jobs:
+        raise ValueError(
+            "build: nothing to do; set tasks, labelled, adapters, or learnware.id and "
+            "learnware.data."
         )
-    adapters = {}
-    if own["adapter"]:
-        adapters[own["id"]] = _own_adapter(own["adapter"], jobs[own["id"]][0], config)
-    missing = [name for name in jobs if name not in present]
+    if kept := [id for id in submitted if id in present]:
+        say(f"{config.dock} has these with the same adapters, and keeps them: {', '.join(kept)}.")
+    missing = {id: job for id, job in jobs.items() if id not in present}
     if missing:
-        labelled = [task.name for task in labelled_of(config.labelled) if task.name in missing]
-        if labelled:
-            adapters |= _fine_tune(labelled, jobs, config)
-        say(f"Specifying {len(missing)} of {len(jobs)} tasks for {config.dock}.")
-        _specify({name: jobs[name] for name in missing}, adapters, config, exists)
+        if exists:
+            space, encoder = dock_space(config.dock, config.specification)
+        else:
+            encoder = open_encoder(config.specification)
+            space = space_of(encoder, config.specification)
+        names = [task.name for task in labelled if task.name in missing]
+        if names:
+            adapters |= _fine_tune(names, missing, config)
+        say(f"Specifying {len(missing)} of {len(jobs)} learnwares for {config.dock}.")
+        _specify(missing, adapters, space, encoder, config)
     ids = store.list_ids(config.dock)
     say(f"{config.dock} holds {len(ids)} learnwares, {len(missing)} of them new.")
-    return {"dock": config.dock, "added": missing, "learnwares": ids}
+    return {"dock": config.dock, "added": list(missing), "learnwares": ids}
+
+
+def _card(task: Task | LabelledTask) -> dict[str, Any]:
+    return {"name": task.name, "domain": task.domain, "description": task.description}
 
 
 def trained_texts(name: str, config: ConfigDict) -> list[str]:
@@ -133,27 +156,148 @@ def trained_texts(name: str, config: ConfigDict) -> list[str]:
     return [example.text for example in load_examples(name, "train", config.texts)]
 
 
-def _own_adapter(folder: str, card: dict, config: ConfigDict) -> dict[str, bytes]:
-    """The files of somebody's adapter; the card gets the model that they are for.
+class Submission(NamedTuple):
+    """Somebody's learnware, of which nothing is read yet: the functions find what is wrong."""
 
-    ValueError if they do not fit that model, or say that they are for another.
+    id: str
+    card: Callable[[], dict[str, Any]]
+    texts: Callable[[], list[str]]
+    adapter: str | Path  # a folder; empty for a specification alone
+
+
+def _submissions(config: ConfigDict) -> list[Submission]:
+    """The learnware `config.learnware`, or one for each folder in `config.adapters`."""
+    own, column = config.learnware.to_dict(), config.learnware.column
+    if own["id"]:
+        card = {field: own[field] for field in ("domain", "description", "model")}
+        texts = partial(_own_texts, own["data"], column)
+        return [Submission(own["id"], lambda: {"name": own["id"], **card}, texts, own["adapter"])]
+    if not config.adapters:
+        return []
+    home = Path(config.adapters).expanduser()
+    folders = sorted(folder for folder in home.glob("[!.]*") if folder.is_dir())
+    if not folders:
+        raise FileNotFoundError(
+            f"build: there is no folder in {home}; want one for each learnware, with "
+            f"{', '.join(store.ADAPTER_FILES)} and texts.jsonl."
+        )
+    return [
+        Submission(
+            folder.name,
+            partial(_own_card, folder),
+            lambda folder=folder: _own_texts(_texts_file(folder), column),
+            folder,
+        )
+        for folder in folders
+    ]
+
+
+def _check_submissions(
+    config: ConfigDict, others: Collection[str], present: Collection[str]
+) -> tuple[dict[str, Job], dict[str, dict[str, bytes]]]:
+    """The jobs of somebody's learnwares and the files of their adapters, by id.
+
+    `others` are the ids that this build makes besides, `present` those that the dock has.
+    ValueError lists everything that is wrong with any of them.
     """
-    files = {}
-    for name in store.ADAPTER_FILES:
-        file = Path(folder).expanduser() / name
-        if not file.is_file():
-            raise FileNotFoundError(f"build: there is no {file}; want the files of a PEFT adapter.")
-        files[name] = file.read_bytes()
-    model = open_model(config.finetune.model)
-    lora.from_peft(files, model.config)
-    card["model"] = describe(model, template_of(config.finetune.template))
-    said = json.loads(files[lora.CONFIG_FILE]).get("learnware_jax", card["model"])
-    if said != card["model"]:
+    submissions = _submissions(config)
+    if any(submission.adapter for submission in submissions):
+        model = open_model(config.finetune.model)
+        described = describe(model, template_of(config.finetune.template))
+    jobs, adapters, problems = {}, {}, []
+    for id, card, texts, folder in submissions:
+        checks = {"id": partial(_check_name, id, others), "card": card, "texts": texts}
+        if folder:
+            checks["adapter"] = partial(_own_adapter, folder, model, described)
+        found = {}
+        for part, check in checks.items():
+            try:
+                found[part] = check()
+            except (ValueError, OSError) as error:
+                problems.append(f"{id}: {part}: {error}")
+        if len(found) < len(checks):
+            continue
+        adapter = found.get("adapter")
+        if id in present and (adapter is None or _docked(config.dock, id) != adapter):
+            problems.append(
+                f"{id}: {config.dock} has another learnware of that id already; choose another id, "
+                f"or remove it: python -m experiments.dock --dock={config.dock} --remove={id}"
+            )
+        if adapter is not None:
+            adapters[id] = adapter
+            found["card"]["model"] = described
+        jobs[id] = Job(found["card"], partial(list, found["texts"]), own=True)
+    if problems:
         raise ValueError(
-            f"build: {folder} says that it is for {said}, and at hand is {card['model']}; "
-            "set finetune.model.name and finetune.template to those."
+            "\n  ".join([f"build: nothing was done, and {config.dock} is as it was:", *problems])
+        )
+    return jobs, adapters
+
+
+def _check_name(id: str, others: Collection[str]) -> None:
+    """ValueError unless `id` can be an id and is none of the others."""
+    store.check_id(id, where="build")
+    if id in others:
+        raise ValueError(
+            "a task that this build makes a learnware for has that id; choose another."
+        )
+
+
+def _own_texts(source: str | Path, column: str) -> list[str]:
+    """Somebody's texts. ValueError for a single one, which its specification would give away."""
+    texts = read_texts(source, column=column or None)
+    if len(set(texts)) < 2:
+        raise ValueError(f"{source} holds 1 distinct text, which a specification would give away.")
+    return texts
+
+
+def _texts_file(folder: Path) -> Path:
+    """The one file of texts in a folder."""
+    names = [f"texts{suffix}" for suffix in SUFFIXES]
+    found = [name for name in names if (folder / name).exists()]
+    if len(found) != 1:
+        raise ValueError(f"got {' and '.join(found) or 'none'}; want one of {', '.join(names)}.")
+    return folder / found[0]
+
+
+def _own_card(folder: Path) -> dict[str, Any]:
+    """The card in a folder, if there is one, and the folder's name unless it says another."""
+    file = folder / "card.json"
+    card = store.read_card(file, where="build") if file.exists() else {}
+    reserved = [field for field in RESERVED if field in card]
+    if reserved:
+        raise ValueError(f"got {', '.join(reserved)}, found out by this program; take it off.")
+    return {"name": folder.name} | card
+
+
+def _own_adapter(folder: str | Path, model: Model, described: dict) -> dict[str, bytes]:
+    """The files of somebody's adapter.
+
+    ValueError if they do not fit the model at hand, or say that they are for another.
+    """
+    files = store.read_peft(Path(folder).expanduser(), where="build")
+    lora.from_peft(files, model.config)
+    said = json.loads(files[lora.CONFIG_FILE]).get("learnware_jax", described)
+    if said != described:
+        said = said if isinstance(said, dict) else {}
+        differing = [
+            f"{field} {said.get(field)!r} (at hand {value!r})"
+            for field, value in described.items()
+            if said.get(field) != value
+        ]
+        raise ValueError(
+            f"it says that it is for {', '.join(differing)}; set finetune.model.name and finetune."
+            "template to those."
         )
     return files
+
+
+def _docked(dock: str, id: str) -> dict[str, bytes] | None:
+    """The files of a docked learnware's adapter; None if it has none, or damaged ones."""
+    try:
+        return store.read_adapter(dock, id)
+    except (ValueError, OSError):
+        return None
 
 
 def _fine_tune(names, jobs, config):
@@ -186,51 +330,59 @@ def _fine_tune(names, jobs, config):
         )
         (base, _), (value, error) = (accuracy(correct) for correct in scored.correct)
         say(f"{task.name}: {value:.0%} of {len(held_out)} held-out rows right, base {base:.0%}.")
-        card, read = jobs[task.name]
-        card |= {
-            "instruction": task.instruction,
-            "labels": list(held_out[0].choices),
-            "metric": task.metric,
-            "model": summary["model"],
-            "training": {
+        jobs[task.name].card.update(
+            instruction=task.instruction,
+            labels=list(held_out[0].choices),
+            metric=task.metric,
+            model=summary["model"],
+            training={
                 name: summary[name] for name in ("examples", "steps", "batch", "rate", "loss")
             },
-            "evaluation": {
+            evaluation={
                 "rows": len(held_out),
                 "accuracy": value,
                 "stderr": error,
                 "base_accuracy": base,
             },
-        }
-        jobs[task.name] = card, read
+        )
     return files
 
 
-def _specify(jobs, adapters, config, exists):
-    """Make and add the learnwares of jobs, {id: (card, function that reads the texts)}."""
+def _specify(
+    jobs: dict[str, Job],
+    adapters: dict[str, dict[str, bytes]],
+    space: dict[str, Any],
+    encoder: Encoder,
+    config: ConfigDict,
+) -> None:
+    """Make and add the learnwares of jobs; a `space` without a kernel is that of a new dock."""
     settings = config.specification
-    encoder = open_encoder(settings)
-    space = dock_space(config.dock, encoder) if exists else space_of(encoder, settings)
+    exists = "kernel" in space
     others = [f for f in ("max_tokens", "dtype") if space[f] != settings[f]]
     if exists and (others or space["kernel"]["name"] != settings.kernel.name):
         say(f"{config.dock} keeps the settings that it was made with: {space}")
-    texts = [read() for _, read in jobs.values()]
-    rows = embed_parts(encoder, texts, space, keep=not config.learnware.data)
+    keep = not any(job.own for job in jobs.values())
+    rows = embed_parts(encoder, [job.read() for job in jobs.values()], space, keep=keep)
     if not exists:
         kernel = kernel_of(settings.kernel, config.seed, np.concatenate(rows))
         space["kernel"] = kernels.to_dict(kernel)
         store.create_dock(config.dock, space)
-    fitted = reduce_many(
-        jax.random.key(config.seed),
-        rows,
-        own_points(settings, len(rows[0])) if config.learnware.data else settings.points,
-        kernels.from_dict(space["kernel"]),
-        **reducer_options(settings),
-    )
-    for (name, (card, _)), reduced in zip(jobs.items(), fitted, strict=True):
-        header = header_of(space, settings, config.seed, reduced)
-        learnware = store.Learnware(name, card, reduced.spec, header)
-        store.add(config.dock, learnware, adapter=adapters.get(name))
+    by_points = defaultdict(dict)
+    for (id, job), embedded in zip(jobs.items(), rows, strict=True):
+        points = own_points(settings, len(embedded)) if job.own else settings.points
+        by_points[points][id] = embedded
+    for points, group in by_points.items():
+        fitted = reduce_many(
+            jax.random.key(config.seed),
+            list(group.values()),
+            points,
+            kernels.from_dict(space["kernel"]),
+            **reducer_options(settings),
+        )
+        for id, reduced in zip(group, fitted, strict=True):
+            header = header_of(space, settings, config.seed, reduced)
+            learnware = store.Learnware(id, jobs[id].card, reduced.spec, header)
+            store.add(config.dock, learnware, adapter=adapters.get(id))
 
 
 if __name__ == "__main__":

@@ -106,9 +106,18 @@ def space_of(encoder: Encoder, settings: ConfigDict) -> dict[str, Any]:
     }
 
 
-def dock_space(path: str, encoder: Encoder) -> dict[str, Any]:
-    """The space of the dock at `path`. ValueError unless `encoder` is the one it was made with."""
-    space = store.read_space(path)
+def dock_space(path: str, settings: ConfigDict) -> tuple[dict[str, Any], Encoder]:
+    """The space of the dock at `path`, and the encoder of `settings`.
+
+    ValueError if the dock's specifications are not made of embedded texts, or with another encoder.
+    """
+    header = store.read_header(path)
+    if header.kind != "rkme":
+        raise ValueError(
+            f"{path}: its specifications are of kind {header.kind!r}, those of embedded texts "
+            f"'rkme'; name a dock of RKMEs, or rank this one by specifications of its kind."
+        )
+    space, encoder = header.space, open_encoder(settings)
     for field, have in (
         ("encoder_sha256", encoder.weights_sha256),
         ("tokenizer_sha256", encoder.tokenizer_sha256),
@@ -118,7 +127,7 @@ def dock_space(path: str, encoder: Encoder) -> dict[str, Any]:
                 f"{path}: its {field} is {space.get(field)}, that of the encoder at hand {have}; "
                 "name the dock's encoder, or make a new dock."
             )
-    return space
+    return space, encoder
 
 
 def check_kernel(settings: ConfigDict) -> None:

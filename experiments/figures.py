@@ -127,3 +127,7 @@ def plot_heat_map(path: Path, distance: np.ndarray, ids: Sequence[str]) -> None:
     axis.set_yticks(range(len(ids)), ids, fontsize=7)
     figure.colorbar(image, label="squared MMD", shrink=0.8)
     _save(figure, path)
+
+
+def plot_families(path: Path, rows: Sequence[dict]) -> None:
+    """Placeholder."""

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from experiments.common import (
     dock_space,
     embed_parts,
-    open_encoder,
     own_points,
     reducer_options,
 )
@@ -79,15 +78,15 @@ def threshold_for(pool: Pool, domains: list[str], rate: float) -> float:
 def open_dock(path: str, settings: ConfigDict, *, only: Sequence[str] | None = None) -> OpenDock:
     """The dock at `path`, or `only` these learnwares of it, and the encoder of `settings`.
 
-    ValueError if they do not belong together, or if the dock has no sound learnware.
+    ValueError if they do not belong together, if the dock's specifications are not made of texts,
+    or if it has no sound learnware.
     """
+    space, encoder = dock_space(path, settings)
     learnwares = [
         learnware for learnware in store.load(path) if only is None or learnware.id in only
     ]
     if not learnwares:
         raise ValueError(f"{path}: the dock has no sound learnware; see experiments.dock --check.")
-    encoder = open_encoder(settings)
-    space = dock_space(path, encoder)
     kernel = kernels.from_dict(space["kernel"])
     return OpenDock(path, learnwares, pool_of(learnwares, kernel), kernel, space, encoder)
 

@@ -117,7 +117,7 @@ def test_own_learnware_joins_a_dock_and_is_found(config, dock, tmp_path):
     own.specification = build_config.specification(smoke=True)
     Path(own.learnware.data).write_text("\n".join(QUESTIONS))
     assert build.run(own)["added"] == ["asthma"]
-    with pytest.raises(FileExistsError, match="has a learnware 'asthma' already"):
+    with pytest.raises(ValueError, match=r"asthma: .* has another learnware of that id already"):
         build.run(own)
     config.user.data = str(tmp_path / "user.txt")
     Path(config.user.data).write_text("\n".join(q.replace("safe", "good") for q in QUESTIONS))
@@ -163,6 +163,18 @@ def test_a_dock_of_another_encoder_is_refused(config, dock, tmp_path):
     store.add(config.dock, learnware._replace(header=header))
     with pytest.raises(ValueError, match="its encoder_sha256 is 000"):
         select.run(config)
+
+
+def test_a_dock_that_is_not_made_of_texts_is_refused(config, dock, tmp_path):
+    config.dock = str(tmp_path / "other")
+    store.create_dock(config.dock, store.read_space(dock), kind="one_step")
+    with pytest.raises(ValueError, match=r"are of kind 'one_step', .*; name a dock of RKMEs"):
+        select.run(config)
+    assert not Path(config.workdir).exists()
+    own = build_config.get_config("smoke")
+    own.dock = config.dock
+    with pytest.raises(ValueError, match="are of kind 'one_step'"):
+        build.run(own)
 
 
 def test_evaluation_counts_what_it_says():

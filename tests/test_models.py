@@ -1,6 +1,7 @@
 """Experiments with language models: fine-tuned, docked, selected, used; and the dock that ships."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ import filelock
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from configs import build as build_config
 from configs import evaluate as evaluate_config
@@ -284,7 +286,7 @@ def test_an_own_adapter_joins_a_dock_and_can_be_used(built, tmp_path, model):
     Path(own.learnware.data).write_text("\n".join(f"T(n) = {i}T(n/3) + O(n)" for i in range(9)))
     own.specification = build_config.specification(smoke=True)
     own.learnware.adapter = str(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="want the files of a PEFT adapter"):
+    with pytest.raises(ValueError, match=r"my-model: adapter: .*there is no .*adapter_config.json"):
         build.run(own)
     folder = tmp_path / "adapter"
     shutil.copytree(built / "finetune" / "arithmetic" / "adapter", folder)
@@ -292,7 +294,7 @@ def test_an_own_adapter_joins_a_dock_and_can_be_used(built, tmp_path, model):
     note = folder / "adapter_config.json"
     whole = note.read_text()
     note.write_text(whole.replace('"plain"', '"chatml"'))
-    with pytest.raises(ValueError, match=r"says that it is for .*chatml"):
+    with pytest.raises(ValueError, match=r"says that it is for template 'chatml' \(at hand 'pl"):
         build.run(own)
     assert store.list_ids(path) == sorted(TASKS)
     note.write_text(whole)
@@ -303,6 +305,163 @@ def test_an_own_adapter_joins_a_dock_and_can_be_used(built, tmp_path, model):
     own.learnware.id, own.learnware.data = "", ""
     with pytest.raises(ValueError, match=r"and both for learnware\.adapter"):
         build.run(own)
+
+
+QUESTIONS = [f"Is drug number {i} safe for a patient with asthma?" for i in range(24)]
+
+
+@pytest.fixture
+def submitted(built, tmp_path):
+    """The configuration of a build of two adapters with their texts; one has a card."""
+    home = tmp_path / "adapters"
+    for name, task in (("halving", "recurrences"), ("asthma", "arithmetic")):
+        shutil.copytree(built / "finetune" / task / "adapter", home / name)
+    (home / "halving" / "texts.txt").write_text(
+        "\n".join(f"T(n) = {i}T(n/3) + O(n)" for i in range(9))
+    )
+    (home / "asthma" / "texts.csv").write_text(
+        "id,question\n" + "\n".join(f"1,{q}" for q in QUESTIONS)
+    )
+    card = {"name": "Asthma", "domain": "medicine", "language": "en", "licence": "MIT"}
+    (home / "asthma" / "card.json").write_text(json.dumps(card))
+    (home / "notes.txt").touch()
+    (home / ".cache").mkdir()
+    config = build_config.get_config("own")
+    config.dock, config.adapters = str(tmp_path / "dock"), str(home)
+    config.specification = build_config.specification(smoke=True)
+    return config
+
+
+def test_a_folder_of_adapters_becomes_a_dock(submitted, built, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.common.cache_dir", lambda: tmp_path / "cache")
+    assert build.run(submitted)["added"] == ["asthma", "halving"]
+    path = Path(submitted.dock)
+    assert store.check(path) == []
+    asthma, halving = store.load(path)
+    assert asthma.header.about["n"] == 24 and len(asthma.spec.beta) == 12
+    assert halving.header.about["n"] == 9 and len(halving.spec.beta) == 4
+    described = models.describe(model, models.template_of("plain"))
+    adapter = asthma.card.pop("adapter")
+    assert set(adapter) == set(store.ADAPTER_FILES)
+    assert asthma.card == {
+        **{"name": "Asthma", "domain": "medicine", "language": "en", "licence": "MIT"},
+        "model": described,
+    }
+    assert halving.card["name"] == "halving"
+    ids, adapters = usable(path, model)
+    assert ids == ["asthma", "halving"] and adapters.scale.shape == (2,)
+    for id, task in (("asthma", "arithmetic"), ("halving", "recurrences")):
+        assert store.read_adapter(path, id) == store.read_adapter(built / "dock", task)
+    for file in path.rglob("*"):
+        assert file.is_dir() or b"drug number" not in file.read_bytes()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_of_adapters_that_was_stopped_goes_on(submitted, capsys):
+    home, path = Path(submitted.adapters), Path(submitted.dock)
+    build.run(submitted)
+    kept = store.read_learnware(path, "halving")
+    store.remove(path, "asthma")
+    assert build.run(submitted)["added"] == ["asthma"]
+    assert "same adapters, and keeps them: halving." in capsys.readouterr().err
+    assert store.read_learnware(path, "halving").header == kept.header
+    # Under an id that is taken, another adapter is no continuation.
+    shutil.copy(home / "asthma" / "adapter_model.safetensors", home / "halving")
+    before = store.read_adapter(path, "halving")
+    with pytest.raises(ValueError, match=r"halving: .* has another learnware of that id already"):
+        build.run(submitted)
+    assert store.read_adapter(path, "halving") == before
+
+
+def swap(file: Path, old: str, new: str) -> None:
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+def put_nan(file: Path) -> None:
+    arrays = safetensors.numpy.load_file(file)
+    next(iter(arrays.values()))[0, 0] = np.nan
+    safetensors.numpy.save_file(arrays, file)
+
+
+FAULTS = {
+    "numbers": (
+        lambda f: put_nan(f / "adapter_model.safetensors"),
+        "adapter: from_peft: .* holds numbers that are not finite",
+    ),
+    "weights": (
+        lambda f: (f / "adapter_model.safetensors").write_bytes(b"x" * 99),
+        "adapter: from_peft: adapter_model.safetensors is no whole safetensors file",
+    ),
+    "shapes": (
+        lambda f: swap(f / "adapter_config.json", '"r": 4', '"r": 5'),
+        "adapter: from_peft: the adapter does not fit the model: ",
+    ),
+    "no weights": (
+        lambda f: (f / "adapter_model.safetensors").unlink(),
+        r"adapter: build: there is no .*adapter_model\.safetensors",
+    ),
+    "another model": (
+        lambda f: swap(f / "adapter_config.json", '"weights_sha256": "', '"weights_sha256": "0'),
+        "adapter: it says that it is for weights_sha256 '0",
+    ),
+    "no texts": (
+        lambda f: (f / "texts.txt").unlink(),
+        r"texts: got none; want one of texts\.jsonl",
+    ),
+    "two files": (
+        lambda f: (f / "texts.csv").touch(),
+        r"texts: got texts\.csv and texts\.txt; want one of",
+    ),
+    "blank": (lambda f: (f / "texts.txt").write_text(" \n\n"), "texts: .* holds no text: every"),
+    "one text": (lambda f: (f / "texts.txt").write_text("a b"), "texts: .* holds 1 distinct"),
+    "card": (lambda f: (f / "card.json").write_text("[]"), "card: .* holds a list; want a JSON ob"),
+    "domain": (
+        lambda f: (f / "card.json").write_text('{"domain": 3}'),
+        "card: .* its domain is 3; want a string",
+    ),
+    "reserved": (
+        lambda f: (f / "card.json").write_text('{"evaluation": {"accuracy": 1}, "model": "x"}'),
+        "card: got evaluation, model, found out by this program; take it off",
+    ),
+    "id": (lambda f: f.rename(f.parent / "Halving"), "Halving: id: .*'Halving' is not an id"),
+}
+
+
+def test_everything_that_is_wrong_with_adapters_is_told_at_once(submitted, tmp_path):
+    home = Path(submitted.adapters)
+    for name in FAULTS:
+        shutil.copytree(home / "halving", home / f"bad-{name.replace(' ', '-')}")
+    for name, (spoil, _) in FAULTS.items():
+        spoil(home / f"bad-{name.replace(' ', '-')}")
+    # One learnware with three faults has three lines.
+    (home / "halving" / "adapter_config.json").write_text("{}")
+    (home / "halving" / "texts.txt").unlink()
+    (home / "halving" / "card.json").write_text("no json")
+    with pytest.raises(ValueError, match=r"nothing was done, and .* is as it was") as caught:
+        build.run(submitted)
+    _, *lines = str(caught.value).split("\n")
+    assert len(lines) == len(FAULTS) + 3
+    for name, (_, message) in FAULTS.items():
+        assert any(re.search(message, line) for line in lines), name
+    assert sum(line.startswith("  halving: ") for line in lines) == 3
+    assert not any(line.startswith("  asthma: ") for line in lines)
+    assert not Path(submitted.dock).exists()
+
+
+def test_a_folder_without_adapters_and_a_name_twice(submitted, tmp_path):
+    submitted.labelled = ("recurrences",)
+    submitted.finetune.workdir = str(tmp_path / "finetune")
+    (Path(submitted.adapters) / "halving").rename(Path(submitted.adapters) / "recurrences")
+    with pytest.raises(ValueError, match="recurrences: id: a task that this build makes"):
+        build.run(submitted)
+    assert not (tmp_path / "finetune").exists()
+    submitted.adapters = str(Path(submitted.adapters) / "asthma")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder in .*asthma; want one for ea"):
+        build.run(submitted)
+    submitted.learnware.id, submitted.learnware.data = "a", "b.txt"
+    with pytest.raises(ValueError, match="adapters only without them"):
+        build.run(submitted)
 
 
 def test_finished_adapters_of_other_settings_are_refused_and_kept(built):

@@ -22,8 +22,15 @@ import safetensors.numpy
 
 from learnware_jax.dock import store
 from learnware_jax.dock.store import Learnware
-from learnware_jax.specification.header import Header, IncompatibleSpecifications
-from learnware_jax.specification.rkme import RKME
+from learnware_jax.selection.pool import build_pool
+from learnware_jax.selection.ranking import rank
+from learnware_jax.specification.header import (
+    Header,
+    IncompatibleSpecifications,
+    check_same_space,
+)
+from learnware_jax.specification.kernels import Linear, from_dict, to_dict
+from learnware_jax.specification.rkme import RKME, from_rows
 
 DIMENSION = 5
 SPACE = {
@@ -72,6 +79,7 @@ def test_a_dock_returns_what_was_added(dock):
     assert store.list_ids(dock) == ["a", "a-10.x_y", "b"]
     assert bits(store.read_learnware(dock, "b")) == bits(added[0])
     assert store.read_space(dock) == SPACE
+    assert store.read_header(dock) == Header(1, "rkme", SPACE, {})
     assert store.check(dock) == []
 
 
@@ -321,7 +329,7 @@ def test_a_full_disk_leaves_a_users_file_as_it_was(tmp_path, full_disk):
 def test_a_replacement_while_reading_is_noticed(dock, monkeypatch, part):
     """A writer that comes between the two files, or after both, cannot make a mixed learnware."""
     store.add(dock, version("a", 1))
-    name = {"card": "_read_card", "spec": "_decode"}[part]
+    name = {"card": "read_card", "spec": "_decode"}[part]
     original = getattr(store, name)
     numbers = iter((2, 3, 4))  # an even count of swaps may hand the first inode out again
 
@@ -398,7 +406,7 @@ LIES = {
     "points": (lambda a, h: (a, h | {"about": {"points": 3}}), "points = 3 and dimension = 5, but"),
     "no n": (
         lambda a, h: (a, h | {"about": {"points": 2, "residual": 0.0}}),
-        "n = None and residual = 0.0; want the number of texts",
+        "n = None and residual = 0.0; want the number of independent samples",
     ),
     "no residual": (
         lambda a, h: (a, h | {"about": {"points": 2, "n": 9}}),
@@ -422,7 +430,7 @@ LIES = {
     "negative weight": (lambda a, h: (a | {"beta": np.array([-1.0, 2])}, h), "non-negative"),
     "no beta": (lambda a, h: ({"z": a["z"]}, h), "holds the arrays z; want beta, z"),
     "more arrays": (lambda a, h: (a | {"tau": a["z"]}, h), "arrays beta, tau, z; want"),
-    "kind": (lambda a, h: (a, h | {"kind": "pave"}), "its kind is 'pave'; want 'rkme'"),
+    "kind": (lambda a, h: (a, h | {"kind": "../x"}), r"kind is '\.\./x'; want at most 50 lower-c"),
     "schema": (lambda a, h: (a, h | {"schema": 2}), "got schema 2; this version"),
     "NaN in header": (lambda a, h: (a, h | {"about": {"points": np.nan}}), "want a finite number"),
     "header text": (lambda a, h: (a, "no json"), "not a JSON text"),
@@ -477,7 +485,8 @@ def test_files_of_other_kinds_are_not_opened(tmp_path):
         (lambda s, h: (s._replace(z=s.z[:, :4]), h), ValueError, r"the arrays are z \(2, 4\)"),
         (lambda s, h: (s, h._replace(about={})), ValueError, "points = None"),
         (lambda s, h: (s, h._replace(about={"points": True})), ValueError, "points = True"),
-        (lambda s, h: (s, h._replace(kind="pave")), ValueError, "kind is 'pave'"),
+        (lambda s, h: (s, h._replace(kind="RKME")), ValueError, "kind is 'RKME'; want at most"),
+        (lambda s, h: (s, h._replace(kind=3)), ValueError, "kind is 3; want at most"),
         (lambda s, h: (s, h._replace(schema=2)), ValueError, "got schema 2"),
         (lambda s, h: (s, h._replace(space=SPACE | {"x": np.nan})), ValueError, "x is nan; want"),
     ],
@@ -622,6 +631,7 @@ def test_ids_taken_and_absent(dock):
     [
         (["name"], TypeError, "add: the card of 'a' is a list; want a dict"),
         ({"accuracy": float("nan")}, ValueError, "add: the card of 'a': accuracy is nan; want a"),
+        ({"domain": ["law"]}, ValueError, r"add: the card of 'a': its domain is \['law'\]; want a"),
         ({"texts": {1, 2}}, TypeError, "add: the card of 'a': texts is a set"),
         ({"description": "x" * 2**20}, ValueError, "takes 1048599 bytes; shorten it to at most"),
     ],
@@ -638,6 +648,7 @@ USES = {
     "load": store.load,
     "check": store.check,
     "list_ids": store.list_ids,
+    "read_header": store.read_header,
     "read_space": store.read_space,
     "read_learnware": lambda path: store.read_learnware(path, "a"),
 }
@@ -684,6 +695,124 @@ def test_a_killed_creation_is_begun_again(tmp_path):
     (tmp_path / ".dock.json.0123abcd").write_text("{")
     store.create_dock(tmp_path, SPACE)
     assert (store.load(tmp_path), hidden(tmp_path)) == ([], [])
+
+
+# Kinds
+
+PAVE_SPACE = {
+    **{"reference_sha256": "a1", "architecture_sha256": "b2", "tokenizer_sha256": "c3"},
+    **{"a_sha256": "d4", "target": "answer", "template_sha256": "e5"},
+    **{"rank": 16, "alpha": 32.0, "steps": 400, "rate": 1e-4, "batch": 8, "dtype": "float32"},
+    **{"dimension": 7, "kernel": to_dict(Linear())},
+}
+
+
+def vectors(id: str, number: int, *, seeds: int = 1, **changes) -> Learnware:
+    """A learnware specified by a parameter vector: a unit row for each random seed."""
+    z = np.random.default_rng(number).normal(size=(seeds, PAVE_SPACE["dimension"]))
+    z = (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
+    about = {"points": seeds, "n": seeds, "residual": 0.0}
+    header = Header(1, "pave", PAVE_SPACE | changes, about)
+    return Learnware(id, {"name": id}, from_rows(z), header)
+
+
+@pytest.fixture
+def pave_dock(tmp_path) -> Path:
+    store.create_dock(tmp_path / "pave", PAVE_SPACE, kind="pave")
+    return tmp_path / "pave"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_dock_of_vectors_ranks_by_cosine(pave_dock, seeds):
+    added = [vectors(id, number, seeds=seeds) for number, id in enumerate("abcd")]
+    for learnware in added:
+        store.add(pave_dock, learnware)
+    assert (pave_dock / "learnwares/a/pave.safetensors").is_file()
+    assert store.read_header(pave_dock) == Header(1, "pave", PAVE_SPACE, {})
+    assert store.check(pave_dock) == []
+    learnwares = store.load(pave_dock)
+    assert [bits(learnware) for learnware in learnwares] == [bits(learnware) for learnware in added]
+    pool = build_pool(
+        [learnware.spec for learnware in learnwares],
+        from_dict(store.read_space(pave_dock)["kernel"]),
+        ids=[learnware.id for learnware in learnwares],
+        n=[learnware.header.about["n"] for learnware in learnwares],
+        residual=[learnware.header.about["residual"] for learnware in learnwares],
+    )
+    user = vectors("user", 9, seeds=seeds).spec
+    ranking = rank([user], pool, n=[seeds])
+
+    def apart(x, y):  # 2 - 2 cos for every pair of seeds, in float64
+        return 2 - 2 * x.astype(np.float64) @ y.astype(np.float64).T
+
+    def within(x):  # its mean over pairs of different seeds
+        return apart(x, x)[~np.eye(seeds, dtype=bool)].mean() if seeds > 1 else 0.0
+
+    expected = [
+        apart(user.z, z).mean() - (within(user.z) + within(z)) / 2
+        for z in (learnware.spec.z for learnware in added)
+    ]
+    np.testing.assert_array_equal(ranking.index[0], np.argsort(expected))
+    np.testing.assert_allclose(ranking.distance[0], np.sort(expected), rtol=0, atol=3e-7)
+
+
+OTHER_VECTORS = [
+    *(("reference_sha256", "00"), ("architecture_sha256", "00"), ("tokenizer_sha256", "00")),
+    *(("a_sha256", "00"), ("target", "text"), ("template_sha256", "00")),
+    *(("rank", 8), ("alpha", 16.0), ("steps", 1), ("rate", 1e-3), ("batch", 4)),
+    ("dtype", "bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), OTHER_VECTORS)
+def test_vectors_made_otherwise_are_not_compared(pave_dock, field, value):
+    stranger = vectors("a", 1, **{field: value})
+    named = f"{field} is {json.dumps(value)} and {json.dumps(PAVE_SPACE[field])}"
+    with pytest.raises(IncompatibleSpecifications, match=f"add: 'a' and the dock .*{named}"):
+        store.add(pave_dock, stranger)
+    with pytest.raises(IncompatibleSpecifications, match=f"rank: not comparable, {named}"):
+        check_same_space(stranger.header, vectors("b", 2).header, what="rank")
+    assert store.list_ids(pave_dock) == []
+
+
+def test_a_specification_of_another_kind_stays_out(pave_dock, tmp_path):
+    stranger = vectors("a", 1)
+    stranger = stranger._replace(header=stranger.header._replace(kind="one_step"))
+    with pytest.raises(IncompatibleSpecifications, match='kind is "one_step" and "pave"'):
+        store.add(pave_dock, stranger)
+    assert store.list_ids(pave_dock) == []
+    # Nor does it come in under the name of the dock's files.
+    store.add(pave_dock, vectors("a", 1))
+    store.write_spec(pave_dock / "learnwares/a/pave.safetensors", stranger.spec, stranger.header)
+    with pytest.warns(UserWarning, match='kind is "one_step" and "pave"'):
+        assert store.load(pave_dock) == []
+
+
+@pytest.mark.parametrize("kind", ["../x", "RKME", "", "a.b", "a/b", "é", "pave\n", "x" * 51])
+def test_kinds_cannot_leave_the_dock(tmp_path, dock, kind):
+    with pytest.raises(ValueError, match=r"create_dock: kind is .*; want at most 50 lower-case"):
+        store.create_dock(tmp_path / "other", SPACE, kind=kind)
+    assert not (tmp_path / "other").exists()
+    header = store.read_header(dock)._asdict() | {"kind": kind}
+    (dock / "dock.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=r"load: .*dock\.json: kind is .*; want at most 50"):
+        store.load(dock)
+
+
+def test_a_kind_that_is_no_word_is_refused(dock):
+    (dock / "dock.json").write_text(json.dumps(store.read_header(dock)._asdict() | {"kind": 3}))
+    with pytest.raises(ValueError, match=r"read_space: .*dock\.json: kind is a int; want a str"):
+        store.read_space(dock)
+
+
+def test_a_vector_of_full_size_is_written(tmp_path):
+    z = np.zeros((5, 460_800), np.float32)
+    z[:, 0] = 1
+    space = PAVE_SPACE | {"dimension": z.shape[1]}
+    header = Header(1, "pave", space, {"points": 5, "n": 5, "residual": 0.0})
+    store.write_spec(tmp_path / "mine", from_rows(z), header)
+    spec, read = store.read_spec(tmp_path / "mine")
+    assert spec.z.tobytes() == z.tobytes() and read == header
 
 
 # Adapters

