@@ -57,7 +57,7 @@ def get_config(size="quickstart"):
             learnware_rows=8 if smoke else 128,
             rows=(2, 8) if smoke else (2, 4, 8, 16, 64, 256),
             seeds=(0, 1) if smoke else (0, 1, 2, 3, 4),
-            # First rows of a task that every model is run on, and users with so many rows or fewer have.
+            # Every model is run on so many first rows of a task; smaller users have no others.
             model_rows=8 if smoke else 128,
             specification=build.specification(smoke),
             # Tasks that no table reports, for `:development`.
@@ -75,7 +75,6 @@ def setting(name, smoke):
     """A dock, its users, and whether a user's own learnware is left out of it."""
     tuned = build.get_config("quickstart")
     scored = evaluate.get_config("smoke" if smoke else "quickstart")
-    scored.workdir = f"runs/families/{name}"
     tasks = ("recurrences", "asdiv-operations") if smoke else ("dock",)
     if name == "family":
         tasks, scored.scoring.rows = ("sentiment",), 100

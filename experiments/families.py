@@ -6,6 +6,7 @@ Example: python -m experiments.families --config=configs/families.py:quickstart
 import functools
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +21,12 @@ from scipy.special import softmax
 
 from experiments import build, evaluate
 from experiments.common import bar, embed_texts, launch, reducer_options, say, write_json
-from experiments.evaluate import open_models
+from experiments.development import develop
+from experiments.evaluate import Models
 from experiments.figures import plot_families
 from experiments.models import (
     chosen,
+    dock_adapters,
     encode,
     labelled_of,
     lesson,
@@ -42,9 +45,11 @@ from experiments.vectors import (
     keep_vectors,
     make_vectors,
     open_reference,
+    row_gradients,
     space_of,
     texts_of,
 )
+from learnware_jax.dock import store
 from learnware_jax.dock.labelled import Example, LabelledTask, load_examples
 from learnware_jax.dock.store import write_file
 from learnware_jax.selection import baselines
@@ -52,7 +57,9 @@ from learnware_jax.selection.pool import build_pool
 from learnware_jax.selection.ranking import distances
 from learnware_jax.selection.regret import balanced_accuracy, kendall, regret
 from learnware_jax.slm.decoder import forward, logits
+from learnware_jax.slm.weights import Model
 from learnware_jax.specification import pave
+from learnware_jax.specification.header import SCHEMA, Header, check_same_space
 from learnware_jax.specification.kernels import Gaussian, Linear, median_gamma
 from learnware_jax.specification.reduce import reduce_many
 from learnware_jax.specification.rkme import RKME, from_rows
@@ -61,7 +68,24 @@ from learnware_jax.specification.sketch import make_sketch, sketch_of
 # What a learnware's vector is fitted to -> what a user's is: they have no model of their own.
 USERS = {"answers": "answers", "outputs": "answers", "prompts": "prompts"}
 WIDTHS = (32, 48, 64, 96, 128, 160)  # tokens of prompts with answers
+MODELS_RUN = [name for name, b in baselines.BASELINES.items() if "dock.run" in b.needs]
 METRICS = ("top1", "regret_at_1", "kendall_tau")
+# Of the similarities of vectors, the one that tables and figures show.
+SHOWN = "centred"
+LABELS = {"top1": "own first, %", "regret_at_1": "regret", "kendall_tau": "tau"}
+PANELS = (
+    ("matching", "top1", "matching: share of users, own first"),
+    ("family", "regret_at_1", "family: regret at 1"),
+    ("family", "kendall_tau", "family: weighted Kendall tau"),
+)
+DRAWN = ("rkme", "mean_cosine", "pave", "one_step", "task2vec", "static", "loss")
+NOTES = (
+    "± is the standard error over users. matching: per cent of users whose own task's learnware",
+    "comes first. family: the own learnware is left out; regret is the balanced accuracy lost",
+    "against the best of the others, tau the weighted Kendall tau with their balanced accuracies.",
+    "Seconds, and passes of language models over a row, are those of a user with 64 rows; bytes",
+    "those of a learnware. Vectors are compared by centred cosine.",
+)
 
 
 class Setting(NamedTuple):
@@ -70,6 +94,7 @@ class Setting(NamedTuple):
     name: str
     tasks: list[LabelledTask]
     dock: OpenDock
+    models: Models  # those of the learnwares, without a base
     truth: np.ndarray  # (users, learnwares): balanced accuracy on rows that nobody else sees
     leave_out_own: bool
 
@@ -90,40 +115,48 @@ def run(config: ConfigDict) -> dict:
     reference = open_reference(model, config.reference)
     if config.development:
         return develop(reference, fit, config)
-    rows = []
+    rows, agreement = [], {}
     for name, section in config.settings.items():
-        setting = open_setting(name, section, config)
+        setting = open_setting(name, section, model, config)
+        costs = costs_of(setting, reference, fit, config)
+        agreement[name] = seeds_agree(setting, reference, fit, config)
         for scores in every_score(setting, reference, fit, config):
-            rows += rows_of(setting, scores, config)
-    output = {"seeds": len(config.seeds), "rows": rows}
+            rows += rows_of(setting, scores, costs, config)
+    output = {"fit": config.fit.to_dict(), "agreement": agreement, "rows": rows}
     workdir = Path(config.workdir)
     write_json(workdir / "families.json", output)
     write_json(workdir / "config.json", config.to_dict())
     (workdir / "families.md").write_text("\n".join(["# Families", "", *table(rows)]) + "\n")
-    plot_families(workdir / "families.png", rows)
+    plot_families(
+        workdir / "families.png",
+        list(best_similarity(rows).values()),
+        [panel for panel in PANELS if panel[0] in config.settings],
+        DRAWN,
+    )
     print("\n".join(table(rows)))
     for name in ("families.json", "families.md", "families.png"):
         print(workdir / name)
     return output
 
 
-def open_setting(name: str, section: ConfigDict, config: ConfigDict) -> Setting:
+def open_setting(name: str, section: ConfigDict, model: Model, config: ConfigDict) -> Setting:
     """The dock of a setting, made if need be, and how well its learnwares do every user's task."""
-    if section.build.dock != "docks/quickstart":
+    scored = section.evaluate.copy_and_resolve_references()
+    scored.workdir = str(Path(config.workdir) / name)
+    if section.build.labelled:
         build.run(section.build)
-    evaluate.run(section.evaluate)
+    evaluate.run(scored)
     tasks = labelled_of(section.tasks)
-    dock = open_dock(
-        section.evaluate.dock, config.specification, only=[task.name for task in tasks]
-    )
+    dock = open_dock(scored.dock, config.specification, only=[task.name for task in tasks])
     tasks = [next(t for t in tasks if t.name == id) for id in dock.pool.ids]
     truth = np.array(
-        [
-            [_truth(Path(section.evaluate.workdir), task, id) for id in dock.pool.ids]
-            for task in tasks
-        ]
+        [[_truth(Path(scored.workdir), task, id) for id in dock.pool.ids] for task in tasks]
     )
-    return Setting(name, tasks, dock, truth, section.leave_out_own)
+    template = template_of(scored.template)
+    models = Models(model, *dock_adapters(dock.path, dock.learnwares, model, template))
+    if models.ids != list(dock.pool.ids):
+        raise ValueError(f"families: not every learnware of {dock.path} can be used; see above.")
+    return Setting(name, tasks, dock, models, truth, section.leave_out_own)
 
 
 def _truth(workdir: Path, task: LabelledTask, id: str) -> float:
@@ -168,39 +201,22 @@ def every_score(setting: Setting, reference: Reference, fit: pave.Settings, conf
 
 
 def text_scores(setting: Setting, shape, config: ConfigDict):
-    """RKMEs of embedded texts, by distance; users are compressed as users are."""
-    dock, embedded = setting.dock, _embedded(setting, config)
-    reduced = []
-    for n, _ in enumerate(config.rows):
-        wanted = [
-            x[sample.places]
-            for task, x in zip(setting.tasks, embedded, strict=True)
-            for sample in _at(samples_of(task, config), n, config)
-        ]
-        by_size = {}
-        for i, x in enumerate(wanted):
-            by_size.setdefault(len(x), []).append(i)
-        found = [None] * len(wanted)
-        for size, places in by_size.items():
-            points = min(config.specification.points, max(1, size // 2))
-            fitted = reduce_many(
-                jax.random.key(config.seed),
-                [wanted[i] for i in places],
-                points,
-                dock.kernel,
-                **reducer_options(config.specification),
-            )
-            for i, one in zip(places, fitted, strict=True):
-                found[i] = one
-        reduced.append(found)
-    seeds = len(config.seeds)
-    ordered = [
-        reduced[n][u * seeds + s]
-        for u in range(len(setting.tasks))
-        for n in range(len(config.rows))
-        for s in range(seeds)
+    """RKMEs of embedded texts, by distance; a user gets at most half as many points as rows."""
+    dock, options = setting.dock, reducer_options(config.specification)
+    samples = [
+        x[sample.places]
+        for task, x in zip(setting.tasks, _embedded(setting, config), strict=True)
+        for sample in samples_of(task, config)
     ]
-    values = -distances([r.spec for r in ordered], dock.pool, n=[r.n for r in ordered])
+    reduced = [None] * len(samples)
+    for size in sorted({len(x) for x in samples}):
+        places = [i for i, x in enumerate(samples) if len(x) == size]
+        points = min(config.specification.points, size // 2)
+        some = [samples[i] for i in places]
+        fitted = reduce_many(jax.random.key(config.seed), some, points, dock.kernel, **options)
+        for i, one in zip(places, fitted, strict=True):
+            reduced[i] = one
+    values = -distances([r.spec for r in reduced], dock.pool, n=[r.n for r in reduced])
     yield Scores("rkme", "", "mmd", values.reshape(shape))
 
 
@@ -210,11 +226,6 @@ def _embedded(setting: Setting, config: ConfigDict) -> list[np.ndarray]:
         embed_texts(dock.encoder, [e.text for e in pool_rows(task, config)], dock.space, keep=True)
         for task in setting.tasks
     ]
-
-
-def _at(samples: Sequence[Sample], n: int, config: ConfigDict) -> Sequence[Sample]:
-    seeds = len(config.seeds)
-    return samples[n * seeds : (n + 1) * seeds]
 
 
 # ---- families of vectors
@@ -233,9 +244,48 @@ def vector_scores(
             # Every seed's order of rows gives a learnware one vector; a gradient has no order.
             own = [v.pave if family == "pave" else v.one_step[:1] for v in docked]
             theirs = [getattr(v, family) for v in users]
-            yield from _similarities(family, target, reference, own, theirs, setting, shape)
+            specs = vector_dock(setting, family, target, own, reference, fit, config)
+            yield from _similarities(family, target, reference, specs, theirs, setting, shape)
             yield _sketched(family, target, own, theirs, setting, shape, config)
         yield _row_gradients(target, docked, users, setting, shape, config)
+
+
+def seeds_agree(setting, reference, fit, config) -> dict[str, float]:
+    """Mean cosine of a learnware's parameter vectors over pairs of seeds, by target."""
+    return {
+        target: float(
+            np.mean(
+                [
+                    pave.agreement(docked_vectors(setting, t, reference, target, fit, config).pave)
+                    for t in setting.tasks
+                ]
+            )
+        )
+        for target in TARGETS
+    }
+
+
+def vector_dock(setting, family, target, vectors, reference, fit, config) -> list[RKME]:
+    """The specifications of learnwares, out of a dock of their own kind, made if there is none."""
+    path = Path(config.workdir) / "docks" / f"{setting.name}-{family}-{target}"
+    space = space_of(reference, target)
+    if family == "pave":
+        space |= {"fit": fit._asdict()}
+    if not (path / "dock.json").exists():
+        store.create_dock(path, space, family)
+    check_same_space(
+        store.read_header(path), Header(SCHEMA, family, space, {}), what=f"{path} and config"
+    )
+    held = store.list_ids(path)
+    for learnware, own in zip(setting.dock.learnwares, vectors, strict=True):
+        if learnware.id not in held:
+            about = {"n": len(own), "points": len(own), "residual": 0.0}
+            about |= {"rows": config.learnware_rows, "seeds": list(config.seeds)[: len(own)]}
+            header = Header(SCHEMA, family, space, about)
+            card = {k: v for k, v in learnware.card.items() if k != "adapter"}
+            spec = pave.mean_embedding_of(own)
+            store.add(path, store.Learnware(learnware.id, card, spec, header))
+    return [learnware.spec for learnware in store.load(path)]
 
 
 def docked_vectors(setting, task, reference, target, fit, config) -> Vectors:
@@ -280,29 +330,28 @@ def outputs_of(setting, task, examples, config) -> list[str]:
     section = config.settings[setting.name].evaluate
     file = Path(config.workdir) / "outputs" / f"{setting.name}-{task.name}.json"
     if not file.exists():
-        models = open_models(setting.dock.path, setting.dock.learnwares, section)
-        i = models.ids.index(task.name)
-        adapter = jax.tree.map(lambda leaf: leaf[i + 1 : i + 2], models.adapters)
+        model, ids, adapters = setting.models
+        i = ids.index(task.name)
+        adapter = jax.tree.map(lambda leaf: leaf[i : i + 1], adapters)
         template = template_of(section.template)
-        score = scorer(models.model, template, task.instruction, examples, section.scoring)
+        score = scorer(model, template, task.instruction, examples, section.scoring)
         write_json(file, chosen(examples, score(adapter)[0]))
     return json.loads(file.read_text())
 
 
-def _ranked(own: Sequence[RKME], theirs: Sequence[RKME], kernel, setting, *, n, n_theirs):
-    pool = build_pool(own, kernel, ids=setting.dock.pool.ids, n=n, residual=[0.0] * len(own))
-    return -distances(theirs, pool, n=n_theirs)
+def _pool(setting, specs: Sequence[RKME], kernel, n: Sequence[int]):
+    return build_pool(specs, kernel, ids=setting.dock.pool.ids, n=n, residual=[0.0] * len(specs))
 
 
 def _similarities(family, target, reference, own, theirs, setting, shape):
     """Cosine by the ranking engine, and centred by the dock's mean; of wholes and by tensor."""
     for prefix, change in (("", lambda v: v), ("tensor_", lambda v: by_tensor(reference, v))):
-        specs = [pave.mean_embedding_of(change(v)) for v in own]
+        specs = [pave.mean_embedding_of(change(np.asarray(spec.z))) for spec in own]
+        pool = _pool(setting, specs, Linear(), [len(spec.beta) for spec in specs])
         plain, centred = [], []
         for v in theirs:
             users = [pave.mean_embedding_of(row[None]) for row in change(v)]
-            options = {"n": [len(s.beta) for s in specs], "n_theirs": [1] * len(users)}
-            plain.append(_ranked(specs, users, Linear(), setting, **options))
+            plain.append(-distances(users, pool, n=[1] * len(users)))
             centred.append(baselines.mean_cosine(users, specs))
         yield Scores(family, target, f"{prefix}cosine", np.stack(plain).reshape(shape))
         yield Scores(family, target, f"{prefix}centred", np.stack(centred).reshape(shape))
@@ -335,14 +384,8 @@ def _row_gradients(target, docked, users, setting, shape, config):
         for task, v in zip(setting.tasks, users, strict=True)
         for sample in samples_of(task, config)
     ]
-    values = _ranked(
-        [r.spec for r in reduced],
-        theirs,
-        kernel,
-        setting,
-        n=[r.n for r in reduced],
-        n_theirs=[len(user.beta) for user in theirs],
-    )
+    pool = _pool(setting, [r.spec for r in reduced], kernel, [r.n for r in reduced])
+    values = -distances(theirs, pool, n=[len(user.beta) for user in theirs])
     return Scores("gradients_rkme", target, "mmd", values.reshape(shape))
 
 
@@ -350,7 +393,7 @@ def _row_gradients(target, docked, users, setting, shape, config):
 
 
 def baseline_scores(setting, reference, fit, shape, config):
-    """Those of selection.baselines, chance, and the learnware that is best on other tasks."""
+    """Those of selection.baselines; chance; "static": the learnware that is best on other tasks."""
     users, m = len(setting.tasks), len(setting.dock.pool.ids)
     embedded = _embedded(setting, config)
     informed = [user_vectors(task, reference, "answers", fit, config) for task in setting.tasks]
@@ -388,6 +431,8 @@ def baseline_scores(setting, reference, fit, shape, config):
     others = [setting.truth[[v for v in range(users) if v != u]].mean(0) for u in range(users)]
     static = np.broadcast_to(np.array(others)[:, None, None], (*shape[:3], m))
     yield Scores("static", "", "", static)
+    rng = np.random.default_rng(config.seed)
+    yield Scores("random", "", "", rng.random((*shape[:3], m)))
 
 
 def outputs_on(setting: Setting, task: LabelledTask, config: ConfigDict) -> baselines.Outputs:
@@ -402,7 +447,7 @@ def outputs_on(setting: Setting, task: LabelledTask, config: ConfigDict) -> base
     labels = [card["labels"] or ["1"] for card in cards]
     file = Path(config.workdir) / "models" / f"{setting.name}-{task.name}.safetensors"
     if not file.exists():
-        model, _, adapters = open_models(setting.dock.path, setting.dock.learnwares, section)
+        model, _, adapters = setting.models
         firsts = jnp.array([encode(model, f" {label}")[0] for own in labels for label in own])
         template = template_of(section.template)
         # Without the token that ends an answer.
@@ -415,7 +460,7 @@ def outputs_on(setting: Setting, task: LabelledTask, config: ConfigDict) -> base
             for places, batch in batches_of(texts, WIDTHS, section.scoring.batch_tokens // 64):
                 said = _run_models(
                     model.params,
-                    jax.tree.map(lambda leaf: leaf[1:], adapters),
+                    adapters,
                     batch,
                     firsts,
                     config=model.config,
@@ -461,14 +506,113 @@ def _some(said: baselines.Outputs, places: np.ndarray) -> baselines.Outputs:
     )
 
 
+# ---- what they cost
+
+
+class Costs(NamedTuple):
+    """Seconds measured on rows of one task, programs compiled before; and sizes."""
+
+    embed: float  # a row
+    reduce: float  # 64 rows to a reduced set
+    gradient: dict[str, float]  # a row, by target
+    fit: float  # one parameter vector, given gradients
+    models: float  # a row through one model of the dock
+    dimension: int
+    points: int
+    parameters: int
+    sketches: dict[str, int]
+
+
+def costs_of(setting, reference, fit, config: ConfigDict, *, count: int = 64) -> Costs:
+    """Measured once a working directory, and kept there."""
+    file = Path(config.workdir) / "costs.json"
+    if file.exists():
+        return Costs(**json.loads(file.read_text()))
+    task, dock = setting.tasks[0], setting.dock
+    examples = pool_rows(task, config)[:count]
+    texts, n = [example.text for example in examples], len(examples)
+
+    def seconds(work):
+        work()
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+
+    x = embed_texts(dock.encoder, texts, dock.space, keep=False)
+    points = min(config.specification.points, n // 2)
+    options = {**reducer_options(config.specification), "key": jax.random.key(0)}
+    key = options.pop("key")
+    gradients = {}
+    for target in ("answers", "prompts"):
+        rows = texts_of(reference, [(e.text, e.answer) for e in examples], target)
+        gradients[target] = seconds(
+            lambda rows=rows: row_gradients(reference, rows, together=config.reference.together)
+        )
+    made = [
+        make_vectors(
+            reference,
+            rows[:2],
+            [Sample(np.arange(2), 0)] * 2,
+            settings=fit,
+            together=config.reference.together,
+            row_width=config.sketches.row,
+        ).seconds[1]
+        for _ in range(2)
+    ]
+    section = config.settings[setting.name].evaluate
+    template = template_of(section.template)
+    score = scorer(setting.models.model, template, task.instruction, examples, section.scoring)
+    alone = jax.tree.map(lambda leaf: leaf[:1], setting.models.adapters)
+    costs = Costs(
+        embed=seconds(lambda: embed_texts(dock.encoder, texts, dock.space, keep=False)) / n,
+        reduce=seconds(lambda: reduce_many(key, [x], points, dock.kernel, **options)),
+        gradient={target: taken / n for target, taken in gradients.items()},
+        fit=made[1] / 2,
+        models=seconds(lambda: score(alone)) / n,
+        dimension=x.shape[1],
+        points=config.specification.points,
+        parameters=space_of(reference, "answers")["dimension"],
+        sketches=config.sketches.to_dict(),
+    )
+    write_json(file, costs._asdict())
+    return costs
+
+
+def cost(scores: Scores, costs: Costs, n: int, learnwares: int) -> dict:
+    """The `seconds`, `bytes` and `forward_passes` of a family for a user with n rows."""
+    family, d, p = scores.family, costs.dimension, costs.parameters
+    gradient = n * costs.gradient[USERS.get(scores.target, "answers")]
+    reduced = costs.points * (4 * d + 8)
+    seconds, size = {
+        "rkme": (n * costs.embed + costs.reduce, reduced),
+        "mean_cosine": (n * costs.embed, 4 * d),
+        "centroid": (n * costs.embed, 4 * d),
+        "pave": (gradient + costs.fit, 4 * p),
+        "pave_sketch": (gradient + costs.fit, 4 * costs.sketches["vector"]),
+        "one_step": (gradient, 4 * p),
+        "one_step_sketch": (gradient, 4 * costs.sketches["vector"]),
+        "gradients_rkme": (gradient, costs.points * (4 * costs.sketches["row"] + 8)),
+        "task2vec": (gradient, 4 * p),
+        **dict.fromkeys(("bm25", "static", "random"), (0.0, 0)),
+        **dict.fromkeys(MODELS_RUN, (n * learnwares * costs.models, 0)),
+    }.get(family, (n * costs.embed, reduced))
+    if family in baselines.BASELINES:
+        passes = baselines.BASELINES[family].forward_passes(learnwares, n)
+    else:
+        passes = n if scores.target else 0
+    return {"seconds": seconds, "bytes": size, "forward_passes": passes}
+
+
 # ---- how good they are
 
 
-def rows_of(setting: Setting, scores: Scores, config: ConfigDict) -> list[dict]:
+def rows_of(setting: Setting, scores: Scores, costs: Costs, config: ConfigDict) -> list[dict]:
     """A row for every number of rows: means over users and seeds, and two standard errors.
 
     stderr: over users (of their means over seeds), what another choice of tasks would change.
-    stderr_seeds: over seeds, what other rows of the same tasks would.
+    stderr_seeds: over seeds, what other rows of the same tasks would. seconds: to make what a user
+    ranks by. bytes: of what a learnware publishes for it. forward_passes: of language models over
+    a row, to rank.
     """
     users, seeds, m = len(setting.tasks), len(config.seeds), len(setting.dock.pool.ids)
     rows = []
@@ -493,6 +637,7 @@ def rows_of(setting: Setting, scores: Scores, config: ConfigDict) -> list[dict]:
             "n": count,
             "users": users,
             "seeds": seeds,
+            **cost(scores, costs, count, m),
         }
         row |= dict(zip(METRICS, map(float, measured.mean((1, 2))), strict=True))
         for name, axis in (("stderr", 2), ("stderr_seeds", 1)):
@@ -501,6 +646,47 @@ def rows_of(setting: Setting, scores: Scores, config: ConfigDict) -> list[dict]:
             row[name] = dict(zip(METRICS, map(float, errors), strict=True))
         rows.append(row)
     return rows
+
+
+def best_similarity(rows: Sequence[dict]) -> dict[tuple, dict]:
+    """Rows by (setting, family, target, n): of several similarities, `SHOWN`."""
+    return {
+        (row["setting"], row["family"], row["target"], row["n"]): row
+        for row in rows
+        if row["similarity"] in ("", "mmd", SHOWN)
+    }
+
+
+def table(rows: Sequence[dict]) -> list[str]:
+    """Markdown: a line a family, hardest setting last."""
+    shown = best_similarity(rows)
+    lines = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        counts = sorted({key[3] for key in shown if key[0] == setting})
+        metrics = {"matching": ["top1"], "family": ["regret_at_1", "kendall_tau"]}[setting]
+        head = ["family", *(f"{LABELS[m]}, n = {n}" for m in metrics for n in counts)]
+        head += ["seconds", "bytes", "passes"]
+        lines += [f"**{setting}**", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        for family, target in dict.fromkeys(key[1:3] for key in shown if key[0] == setting):
+            cells = [f"{family}, {target}" if target else family]
+            for metric in metrics:
+                for n in counts:
+                    row = shown.get((setting, family, target, n))
+                    cells.append(_cell(row, metric) if row else "")
+            row = next(
+                shown[setting, family, target, n]
+                for n in (64, *counts)
+                if (setting, family, target, n) in shown
+            )
+            cells += [f"{row['seconds']:.2g}", f"{row['bytes']:,}", f"{row['forward_passes']:,}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return [*lines, *NOTES]
+
+
+def _cell(row: dict, metric: str) -> str:
+    scale, digits = (100, 0) if metric == "top1" else (1, 3 if metric == "regret_at_1" else 2)
+    return f"{scale * row[metric]:.{digits}f} ± {scale * row['stderr'][metric]:.{digits}f}"
 
 
 if __name__ == "__main__":

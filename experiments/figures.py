@@ -129,5 +129,55 @@ def plot_heat_map(path: Path, distance: np.ndarray, ids: Sequence[str]) -> None:
     _save(figure, path)
 
 
-def plot_families(path: Path, rows: Sequence[dict]) -> None:
-    """Placeholder."""
+def plot_families(
+    path: Path, rows: Sequence[dict], metrics: Sequence[tuple[str, str, str]], shown: Sequence[str]
+) -> None:
+    """A metric of `shown` families against the rows of a user, a panel each; see families.json.
+
+    `metrics` are (setting, metric, title); rows of a family without targets have one line, those of
+    vectors one for each target. Bars: standard errors over users.
+    """
+    figure = _new(figsize=(4.6 * len(metrics), 4.4))
+    lines = list(dict.fromkeys((r["family"], r["target"]) for r in rows if r["family"] in shown))
+    styles = {"": "-", "answers": "-", "outputs": "--", "prompts": ":"}
+    colors = dict(zip(shown, COLORS, strict=False))
+    for axis, (setting, metric, title) in zip(
+        np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True
+    ):
+        for place, (family, target) in enumerate(lines):
+            points = sorted(
+                (r["n"], r[metric], r["stderr"][metric])
+                for r in rows
+                if (r["setting"], r["family"], r["target"]) == (setting, family, target)
+            )
+            if not points:
+                continue
+            n, value, error = map(np.array, zip(*points, strict=True))
+            # Apart by a little: bars would hide each other.
+            axis.errorbar(
+                n * 1.02 ** (place - len(lines) / 2),
+                value,
+                error,
+                color=colors[family],
+                linestyle=styles[target],
+                marker="o",
+                markersize=3,
+                linewidth=1.2,
+                elinewidth=0.6,
+            )
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sorted({r["n"] for r in rows}), sorted({r["n"] for r in rows}), fontsize=8)
+        axis.set_xlabel("rows of a user", fontsize=8)
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    for family, target in lines:
+        figure.axes[0].plot(
+            [],
+            [],
+            color=colors[family],
+            linestyle=styles[target],
+            label=f"{family}, {target}" if target else family,
+        )
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
+    _save(figure, path)

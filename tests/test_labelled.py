@@ -1,10 +1,10 @@
 """Labelled tasks: parts, balance, answers and what the catalogue holds."""
 
 import functools
+import os
 import random
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +17,8 @@ from learnware_jax.dock.labelled import (
     LabelledTask,
     arithmetic,
     load_examples,
+    read_examples,
 )
-from learnware_jax.dock.materials import fetch
 
 
 def toy(monkeypatch, examples):
@@ -166,11 +166,17 @@ def catalogue():
     with pytest.MonkeyPatch.context() as patch:
         for function in ("_cut", "_part", "digest"):
             patch.setattr(labelled, function, functools.cache(getattr(labelled, function)))
-        for name, task in list(LABELLED.items()):
-            rows = list(task.read(fetch(task.material) if task.material else Path()))
-            read = task._replace(material="", read=lambda _, rows=rows: rows)
+        # Data sets of the hub are read where a mirror of them is at hand.
+        names = [
+            name
+            for name, task in LABELLED.items()
+            if "/" not in task.material or os.environ.get("LEARNWARE_MIRROR")
+        ]
+        for name in names:
+            rows = list(read_examples(LABELLED[name]))
+            read = LABELLED[name]._replace(material="", read=lambda _, rows=rows: rows)
             patch.setitem(LABELLED, name, read)
-        yield {name: {part: load_examples(name, part) for part in PARTS} for name in LABELLED}
+        yield {name: {part: load_examples(name, part) for part in PARTS} for name in names}
 
 
 def everything(catalogue):
@@ -182,7 +188,7 @@ def everything(catalogue):
 
 def test_names_roles_and_relatives():
     assert all(name == task.name for name, task in LABELLED.items())
-    assert {task.role for task in LABELLED.values()} == {"dock", "unseen"}
+    assert {task.role for task in LABELLED.values()} == {"dock", "unseen", "sentiment"}
     assert {task.metric for task in LABELLED.values()} <= {"accuracy", "macro_f1", "exact"}
     docked = Counter(task.domain for task in LABELLED.values() if task.role == "dock")
     assert min(docked[domain] for domain in ("finance", "medicine", "mathematics")) >= 4
@@ -190,10 +196,32 @@ def test_names_roles_and_relatives():
 
 
 def test_no_text_lies_in_two_tasks_or_two_parts(catalogue):
-    places = {}
+    places, count = {}, 0
     for name, part, e in everything(catalogue):
-        assert places.setdefault(e.text, (name, part)) == (name, part), e
-    assert len(places) == sum(1 for _ in everything(catalogue))
+        if LABELLED[name].role != "sentiment":
+            assert places.setdefault(e.text, (name, part)) == (name, part), e
+            count += 1
+    assert len(places) == count
+
+
+def test_a_text_of_two_sources_lies_in_one_part(catalogue):
+    parts, tasks = {}, {}
+    for name, part, e in everything(catalogue):
+        if LABELLED[name].role == "sentiment":
+            assert parts.setdefault(e.text, part) == part, e
+            tasks.setdefault(e.text, set()).add(name)
+    assert sum(len(names) > 1 for names in tasks.values()) < 0.001 * len(tasks)
+
+
+def test_a_family_shares_instruction_and_labels_and_differs_in_source(catalogue):
+    family = [task for task in LABELLED.values() if task.role == "sentiment"]
+    assert len(family) == 10 and len({task.instruction for task in family}) == 1
+    choices = {
+        parts["test"][0].choices for name, parts in catalogue.items() if "sentiment-" in name
+    }
+    assert choices == {("positive", "negative")}
+    # Two tasks of one material read different files of it.
+    assert len({(task.material, task.description) for task in family}) == 10
 
 
 def test_every_task_has_enough_examples(catalogue):
@@ -256,6 +284,12 @@ def test_known_answers(catalogue):
             "A museum had ninety-eight paintings. After they got rid of some, they had "
             "ninety-five left. How many paintings did they get rid of?",
             "subtract",
+        ),
+        # a mean rating of 2.7, of -4 to 4
+        (
+            "Somehow I was blessed with some really amazing friends in my life who love me and "
+            "send encouragement when I'm not feeling awesome. So lucky.",
+            "positive",
         ),
         (
             "cheney wows sept. 11 commission by drinking glass of water while bush speaks",

@@ -67,6 +67,8 @@ def self_deficits(
     kernel: Kernel, z: Float[np.ndarray, "q m d"], beta: Float[np.ndarray, "q m"]
 ) -> Float[np.ndarray, " q"]:
     """`self_deficit` of every specification of a stack, float64, by one program."""
+    if z.shape[1] == 1:
+        return np.zeros(len(z))  # no two points
     with jax.enable_x64(True):
         return np.asarray(_self_deficits(kernel, jnp.asarray(z), jnp.asarray(beta)))
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from learnware_jax.selection.pool import Pool, self_deficits, stack
+from learnware_jax.specification.kernels import matmul
 from learnware_jax.specification.rkme import RKME, check_rkme, unbias
 
 # Points and kernel values of one step: they should stay in the cache that two cores share.
@@ -18,6 +19,9 @@ _CHUNK_BYTES = 8 << 20
 _USER_ROWS = 800
 # float32 sums of this many terms keep the last digit; longer ones go on in float64.
 _SHORT_SUM = 4
+# Dimensions of one product. Points of more, as vectors of parameters are, go through in slices,
+# whose products are summed in float64: whole, no chunk fits in cache, and a digit is lost.
+_SLICE = 4096
 
 
 class Ranking(NamedTuple):
@@ -29,17 +33,23 @@ class Ranking(NamedTuple):
 
 @partial(jax.jit, static_argnames="shards")
 def _cross_deficits(kernel, z, z_squared, beta, users, weights, *, shards):
-    """sum_ij weights_i beta_j deficit(|u_i - z_j|^2) for users (Q, K, d), 4 | K, pool (C, m, d).
+    """sum_ij weights_i beta_j deficit(|u_i - z_j|^2) for users (Q, K, d), pool (C, m, d).
 
-    One matrix product a chunk of the pool, then the kernel and its weighted sum while the chunk is
-    in cache. Users' points are the rows: the products come out with the pool along the lanes.
+    K is 1 or divisible by 4. One matrix product a chunk of the pool (and slice of d), then the
+    kernel and its weighted sum while the chunk is in cache. Users' points are the rows: the
+    products come out with the pool along the lanes. For one row the whole pool is one chunk, and
+    is read once from where it lies.
     A chunk is made of as many consecutive learnwares of each of the `shards` that C is divided
     into, so that every device works on its own part of every chunk and no points move.
     """
     (capacity, m, d), (q, k, _) = z.shape, users.shape
-    # A power of two that divides the capacity.
-    chunk = 1 << max(_CHUNK_BYTES // (4 * m * (q * k + d)), 1).bit_length() - 1
-    chunk = max(shards, min(chunk, capacity & -capacity))
+    if q * k == 1:
+        width, chunk = d, capacity
+    else:
+        width = min(d, _SLICE)
+        # A power of two that divides the capacity.
+        chunk = 1 << max(_CHUNK_BYTES // (4 * m * (q * k + width)), 1).bit_length() - 1
+        chunk = max(shards, min(chunk, capacity & -capacity))
     steps = capacity // chunk
     rows = users.reshape(q * k, d)
     # Squares in two float32 parts: rounded to one, they would make most of the error.
@@ -47,22 +57,42 @@ def _cross_deficits(kernel, z, z_squared, beta, users, weights, *, shards):
         a.reshape(shards, steps, chunk // shards, *a.shape[1:])
         for a in (z, *_parts(z_squared), beta)
     ]
+    # Three axes: a slice of more is copied number by number.
+    flat, count = z.reshape(shards, -1, d), chunk // shards * m
     rows_high, rows_low = _parts((rows.astype(jnp.float64) ** 2).sum(1)[:, None])
+
+    def sliced(i):
+        def add(total, begin):
+            # The last slice is moved back to fit; what it repeats counts as zero.
+            start = jnp.minimum(begin, d - width)
+            points = jax.lax.dynamic_slice(flat, (0, i * count, start), (shards, count, width))
+            part = jax.lax.dynamic_slice_in_dim(rows, start, width, 1)
+            part = jnp.where(start + jnp.arange(width) >= begin, part, 0)
+            return total + _products(part, points.reshape(-1, width)), None
+
+        return jax.lax.scan(add, jnp.zeros((q * k, chunk * m)), jnp.arange(0, d, width))[0]
 
     def body(_, i):
         points, high, low, b = (jax.lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in pool)
-        cross = jnp.matmul(rows, points.reshape(-1, d).T, precision=jax.lax.Precision.HIGHEST)
-        squares = rows_high + high.reshape(-1)
+        cross = _products(rows, points.reshape(-1, d)) if d == width else sliced(i)
+        squares = rows_high.astype(cross.dtype) + high.reshape(-1)
         t = (squares - 2 * cross) + (rows_low + low.reshape(-1))
         # As in `squared_distances`: what rounding cannot tell from zero is zero.
-        t = jnp.where(t > 4 * jnp.finfo(t.dtype).eps * squares, t, 0.0)
+        t = jnp.where(t > 4 * jnp.finfo(jnp.float32).eps * squares, t, 0.0)
         terms = kernel.deficit(t).reshape(q, k, -1) * weights[:, :, None]
-        short = terms.reshape(q, -1, _SHORT_SUM, chunk * m).sum(2)
+        short = terms.reshape(q, -1, min(k, _SHORT_SUM), chunk * m).sum(2)
         sums = short.astype(jnp.float64).sum(1).reshape(q, *b.shape)
         return None, (sums * b).sum(3)
 
     parts = jax.lax.scan(body, None, jnp.arange(steps))[1]
     return parts.transpose(1, 2, 0, 3).reshape(q, capacity)
+
+
+def _products(rows, points):
+    """The inner product of every pair. One row is no matrix to XLA: many times slower as one."""
+    if len(rows) == 1:
+        return matmul(points, rows[0])[None]
+    return matmul(rows, points.T)
 
 
 def _parts(x):
@@ -79,9 +109,10 @@ def _stacked(users, pool):
                 f"rank: user {i} has dimension {np.shape(user.z)[1]}, the pool has "
                 f"{len(pool.center)}; embed both with one encoder."
             )
-    # Sizes in steps of the short sum: fewer shapes to compile, and whole sums.
+    # Sizes in steps of the short sum: fewer shapes to compile, and whole sums. A user who is one
+    # point, as a vector of parameters is, stays one.
     points = max(len(user.beta) for user in users)
-    z, beta = stack(users, -(-points // _SHORT_SUM) * _SHORT_SUM)
+    z, beta = stack(users, 1 if points == 1 else -(-points // _SHORT_SUM) * _SHORT_SUM)
     # Weights are rounded once, for own terms too: most of the error then cancels in a distance.
     return z, beta.astype(np.float32)
 
