@@ -192,6 +192,7 @@ def make_vectors(
 
     A parameter vector is a fit of the loss made linear at the start (`pave.linear_loss`).
     """
+    finetune.check_texts(texts, _settings(reference.settings.widths, reference.settings.dtype))
     begin = time.perf_counter()
     gradients, weights = row_gradients(reference, texts, together=together)
     # B's leaves in one, (n, layers, rank, all outputs): fewer and larger operations.
@@ -199,6 +200,8 @@ def make_vectors(
     jax.block_until_ready(gradients)
     passed = time.perf_counter()
     loss = pave.linear_loss(gradients, weights)
+    # `pull_to` sees one leaf where there are several.
+    settings = settings._replace(pull=settings.pull / len(reference.adapter.b))
     start = jnp.zeros(gradients.shape[1:], jnp.float32)
     places = jnp.arange(len(texts))
     fitted = []

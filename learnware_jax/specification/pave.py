@@ -11,6 +11,7 @@ frozen and shared by all vectors that are to be compared. Each layer of a leaf i
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def draw_rows(key: PRNGKeyArray, n: int, settings: Settings) -> Int[Array, "step
 
 def optimiser(settings: Settings) -> optax.GradientTransformation:
     """Clipping, then AdamW with betas 0.9 and 0.999; the first step of the warm-up is at rate 0."""
-    warmup = -(-round(1e6 * settings.warmup * settings.steps) // 10**6)  # rounded up
+    warmup = math.ceil(settings.warmup * settings.steps)
     rate = optax.warmup_cosine_decay_schedule(
         0.0, settings.rate, warmup, max(settings.steps, warmup + 1), 0.0
     )
@@ -69,10 +70,14 @@ def optimiser(settings: Settings) -> optax.GradientTransformation:
 
 
 def pull_to(params: Tree, start: Tree) -> Float[Array, ""]:
-    """Mean over tensors of the sum of |params - start|: what keeps a fit near its start."""
+    """Mean over tensors of the sum of |params - start|: what keeps a fit near its start.
+
+    Its subgradient at the start is 0.
+    """
     leaves = jax.tree.leaves(params)
     tensors = sum(len(leaf) for leaf in leaves)
-    far = jax.tree.map(lambda p, s: jnp.abs(p - s).sum(), params, start)
+    # Not abs: JAX's derivative of |x| at 0 is 1, and every fit starts there.
+    far = jax.tree.map(lambda p, s: ((p - s) * jnp.sign(p - s)).sum(), params, start)
     return sum(jax.tree.leaves(far)) / tensors
 
 
