@@ -31,3 +31,4 @@ bench: venv
 	$(BIN)/python -m experiments.bench_reduce --config=configs/bench_reduce.py
 	$(BIN)/python -m experiments.bench_rank --config=configs/bench_rank.py
 	$(BIN)/python -m experiments.bench_slm --config=configs/bench_slm.py
+	$(BIN)/python -m experiments.bench_pave --config=configs/bench_pave.py

@@ -152,7 +152,7 @@ def make_vectors(config: ConfigDict) -> dict:
         "gradients": lambda: gradients_of(reference, first.texts, together),
         "linear": lambda: linear(first.order, whole),
         "linear, short": lambda: linear(first.order[: given.short], short),
-        "one step": lambda: pave.gradient(loss, start, first.rows, together=together),
+        "one step": lambda: pave.one_step(loss, start, first.rows, together=together),
     }
     ways = {name: functools.partial(_finished, call) for name, call in fits.items()}
     seconds = in_turn(ways, given.repeats)

@@ -3,6 +3,7 @@
 Example: python -m experiments.families --config=configs/families.py:development
 """
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from experiments.common import say, write_json
-from experiments.vectors import Reference, batches_of, row_gradients, texts_of
+from experiments.vectors import Reference, batches_of, row_gradients, space_of, texts_of
 from learnware_jax.dock.labelled import load_examples
 from learnware_jax.dock.store import write_file
 from learnware_jax.specification import pave
@@ -36,15 +37,19 @@ def develop(reference: Reference, fit: pave.Settings, config: ConfigDict) -> dic
                 examples = load_examples(name, part, config.learnware_rows // 2)
                 texts = texts_of(reference, [(e.text, e.answer) for e in examples], target)
                 file = Path(config.workdir) / "development" / f"{name}-{part}-{target}.safetensors"
-                if not file.exists():
+                digest = _digest(reference, texts, target, fit, config)
+                if not file.exists() or _metadata(file).get("digest") != digest:
                     vectors, taken = _developed(reference, texts, fit, config)
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    write_file(file, save(vectors, {"seconds": json.dumps(taken)}), where="develop")
+                    write_file(
+                        file,
+                        save(vectors, {"seconds": json.dumps(taken), "digest": digest}),
+                        where="develop",
+                    )
                     say(f"{file.stem}: {taken}")
                 found[target, name, part] = load_file(file)
-                with safe_open(file, "numpy") as opened:
-                    for way, taken in json.loads(opened.metadata()["seconds"]).items():
-                        seconds[way].append(taken)
+                for way, taken in json.loads(_metadata(file)["seconds"]).items():
+                    seconds[way].append(taken)
     output = {"fit": config.fit.to_dict(), "rows": config.learnware_rows // 2, "targets": {}}
     for target in ("answers", "prompts"):
         halves = {
@@ -74,6 +79,16 @@ def develop(reference: Reference, fit: pave.Settings, config: ConfigDict) -> dic
     write_json(Path(config.workdir) / "development.json", output)
     print(json.dumps(output, indent=1))
     return output
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "numpy") as opened:
+        return opened.metadata() or {}
+
+
+def _digest(reference, texts, target, fit, config) -> str:
+    content = [space_of(reference, target), texts, fit, config.reference.together, config.seed]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _developed(reference, texts, fit, config):

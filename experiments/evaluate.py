@@ -31,6 +31,7 @@ from experiments.ranking import OpenDock, Ranked, domain_of, open_dock, rank_use
 from learnware_jax.dock import store
 from learnware_jax.dock.labelled import Example, load_examples
 from learnware_jax.selection.decision import NONE_FITS
+from learnware_jax.selection.regret import gap_closed
 from learnware_jax.slm import reuse
 from learnware_jax.slm.decoder import Adapter
 from learnware_jax.slm.evaluate import accuracy, macro_f1
@@ -254,9 +255,9 @@ def summarise(rows: Sequence[dict]) -> dict:
             continue
         shared = [column for column in COLUMNS if all(column in row for row in group)]
         means = {column: float(np.mean([row[column] for row in group])) for column in shared}
-        room = means["oracle"] - means["random"]
+        gap = gap_closed(means["selected"], means["random"], means["oracle"])
         summary[name] = means | {
-            "gap_closed": (means["selected"] - means["random"]) / room if room else None,
+            "gap_closed": None if np.isnan(gap) else gap,
             "tasks": len(group),
             "selected_beats_base": sum(row["selected"] > row["base"] for row in group),
         }

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from safetensors import safe_open
 from safetensors.numpy import load_file, save
 from scipy.special import softmax
 
@@ -36,6 +37,7 @@ from experiments.models import (
 )
 from experiments.ranking import OpenDock, open_dock
 from experiments.vectors import (
+    ROW_SKETCH,
     TARGETS,
     Reference,
     Sample,
@@ -55,12 +57,12 @@ from learnware_jax.dock.store import write_file
 from learnware_jax.selection import baselines
 from learnware_jax.selection.pool import build_pool
 from learnware_jax.selection.ranking import distances
-from learnware_jax.selection.regret import balanced_accuracy, kendall, regret
+from learnware_jax.selection.regret import balanced_accuracy, gap_closed, kendall
 from learnware_jax.slm.decoder import forward, logits
 from learnware_jax.slm.weights import Model
 from learnware_jax.specification import pave
 from learnware_jax.specification.header import SCHEMA, Header, check_same_space
-from learnware_jax.specification.kernels import Gaussian, Linear, median_gamma
+from learnware_jax.specification.kernels import Gaussian, Linear, median_gamma, to_dict
 from learnware_jax.specification.reduce import reduce_many
 from learnware_jax.specification.rkme import RKME, from_rows
 from learnware_jax.specification.sketch import make_sketch, sketch_of
@@ -70,6 +72,7 @@ USERS = {"answers": "answers", "outputs": "answers", "prompts": "prompts"}
 WIDTHS = (32, 48, 64, 96, 128, 160)  # tokens of prompts with answers
 MODELS_RUN = [name for name, b in baselines.BASELINES.items() if "dock.run" in b.needs]
 METRICS = ("top1", "regret_at_1", "kendall_tau")
+SETTINGS = ("matching", "family")
 # Of the similarities of vectors, the one that tables and figures show.
 SHOWN = "centred"
 LABELS = {"top1": "own first, %", "regret_at_1": "regret", "kendall_tau": "tau"}
@@ -110,14 +113,15 @@ class Scores(NamedTuple):
 
 def run(config: ConfigDict) -> dict:
     """Rank, score, and write workdir/families.json; returns what it writes."""
+    check(config)
     fit = pave.Settings(**config.fit)
     model = open_model(config.model)
     reference = open_reference(model, config.reference)
     if config.development:
         return develop(reference, fit, config)
     rows, agreement = [], {}
-    for name, section in config.settings.items():
-        setting = open_setting(name, section, model, config)
+    for name in (name for name in SETTINGS if name in config.settings):
+        setting = open_setting(name, config.settings[name], model, config)
         costs = costs_of(setting, reference, fit, config)
         agreement[name] = seeds_agree(setting, reference, fit, config)
         for scores in every_score(setting, reference, fit, config):
@@ -129,7 +133,7 @@ def run(config: ConfigDict) -> dict:
     (workdir / "families.md").write_text("\n".join(["# Families", "", *table(rows)]) + "\n")
     plot_families(
         workdir / "families.png",
-        list(best_similarity(rows).values()),
+        list(shown_rows(rows).values()),
         [panel for panel in PANELS if panel[0] in config.settings],
         DRAWN,
     )
@@ -137,6 +141,19 @@ def run(config: ConfigDict) -> dict:
     for name in ("families.json", "families.md", "families.png"):
         print(workdir / name)
     return output
+
+
+def check(config: ConfigDict) -> None:
+    """ValueError for a configuration that could not be reported in the end."""
+    wanted = {
+        "seeds": (len(config.seeds) >= 2, "at least 2 seeds"),
+        "rows": (bool(config.rows) and min(config.rows) >= 2, "numbers of at least 2"),
+        "learnware_rows": (config.learnware_rows >= 4, "at least 4"),
+        "settings": (set(config.settings) <= set(SETTINGS), f"some of {', '.join(SETTINGS)}"),
+    }
+    for name, (right, want) in wanted.items():
+        if not right:
+            raise ValueError(f"families: got {name}={config[name]}; want {want}.")
 
 
 def open_setting(name: str, section: ConfigDict, model: Model, config: ConfigDict) -> Setting:
@@ -148,6 +165,9 @@ def open_setting(name: str, section: ConfigDict, model: Model, config: ConfigDic
     evaluate.run(scored)
     tasks = labelled_of(section.tasks)
     dock = open_dock(scored.dock, config.specification, only=[task.name for task in tasks])
+    missing = {task.name for task in tasks} - set(dock.pool.ids)
+    if missing:
+        raise ValueError(f"families: {dock.path} has no learnware for {', '.join(missing)}.")
     tasks = [next(t for t in tasks if t.name == id) for id in dock.pool.ids]
     truth = np.array(
         [[_truth(Path(scored.workdir), task, id) for id in dock.pool.ids] for task in tasks]
@@ -168,9 +188,15 @@ def _truth(workdir: Path, task: LabelledTask, id: str) -> float:
     return balanced_accuracy(given, [item["wanted"] for item in items]).value
 
 
+@functools.cache
+def examples_of(name: str, part: str, limit: int) -> list[Example]:
+    """`load_examples`, which reads a whole source, once."""
+    return load_examples(name, part, limit)
+
+
 def pool_rows(task: LabelledTask, config: ConfigDict) -> list[Example]:
     """The rows that samples of a user are drawn from: as many as the largest has."""
-    return load_examples(task.name, "user", max(config.rows))
+    return examples_of(task.name, "user", max(config.rows))
 
 
 def samples_of(task: LabelledTask, config: ConfigDict) -> list[Sample]:
@@ -189,6 +215,11 @@ def samples_of(task: LabelledTask, config: ConfigDict) -> list[Sample]:
     return [draw(n, seed) for n in config.rows for seed in config.seeds]
 
 
+def ranked_for(setting: Setting, user: int) -> list[int]:
+    """The places of the learnwares that a user's ranking is of."""
+    return [i for i in range(len(setting.tasks)) if not (setting.leave_out_own and i == user)]
+
+
 def every_score(setting: Setting, reference: Reference, fit: pave.Settings, config: ConfigDict):
     """Scores of all families and baselines."""
     shape = (len(setting.tasks), len(config.rows), len(config.seeds), -1)
@@ -201,22 +232,22 @@ def every_score(setting: Setting, reference: Reference, fit: pave.Settings, conf
 
 
 def text_scores(setting: Setting, shape, config: ConfigDict):
-    """RKMEs of embedded texts, by distance; a user gets at most half as many points as rows."""
+    """RKMEs of embedded texts, by distance. Users compress what has more rows than points."""
     dock, options = setting.dock, reducer_options(config.specification)
+    points = config.specification.points
     samples = [
         x[sample.places]
         for task, x in zip(setting.tasks, _embedded(setting, config), strict=True)
         for sample in samples_of(task, config)
     ]
-    reduced = [None] * len(samples)
-    for size in sorted({len(x) for x in samples}):
+    specs = [from_rows(x) for x in samples]
+    for size in sorted({len(x) for x in samples if len(x) > points}):
         places = [i for i, x in enumerate(samples) if len(x) == size]
-        points = min(config.specification.points, size // 2)
         some = [samples[i] for i in places]
         fitted = reduce_many(jax.random.key(config.seed), some, points, dock.kernel, **options)
         for i, one in zip(places, fitted, strict=True):
-            reduced[i] = one
-    values = -distances([r.spec for r in reduced], dock.pool, n=[r.n for r in reduced])
+            specs[i] = one.spec
+    values = -distances(specs, dock.pool, n=[len(x) for x in samples])
     yield Scores("rkme", "", "mmd", values.reshape(shape))
 
 
@@ -240,14 +271,17 @@ def vector_scores(
         users = [
             user_vectors(task, reference, USERS[target], fit, config) for task in setting.tasks
         ]
-        for family in ("pave", "one_step"):
+        space = space_of(reference, target)
+        spaces = {"pave": space | {"fit": fit._asdict()}, "one_step": space}
+        for family, space in spaces.items():
             # Every seed's order of rows gives a learnware one vector; a gradient has no order.
             own = [v.pave if family == "pave" else v.one_step[:1] for v in docked]
             theirs = [getattr(v, family) for v in users]
-            specs = vector_dock(setting, family, target, own, reference, fit, config)
+            specs = [pave.mean_embedding_of(v) for v in own]
+            specs = through_dock(setting, family, target, space, specs, config)
             yield from _similarities(family, target, reference, specs, theirs, setting, shape)
-            yield _sketched(family, target, own, theirs, setting, shape, config)
-        yield _row_gradients(target, docked, users, setting, shape, config)
+            yield _sketched(family, target, space, specs, theirs, setting, shape, config)
+        yield _row_gradients(target, spaces["one_step"], docked, users, setting, shape, config)
 
 
 def seeds_agree(setting, reference, fit, config) -> dict[str, float]:
@@ -265,32 +299,29 @@ def seeds_agree(setting, reference, fit, config) -> dict[str, float]:
     }
 
 
-def vector_dock(setting, family, target, vectors, reference, fit, config) -> list[RKME]:
-    """The specifications of learnwares, out of a dock of their own kind, made if there is none."""
-    path = Path(config.workdir) / "docks" / f"{setting.name}-{family}-{target}"
-    space = space_of(reference, target)
-    if family == "pave":
-        space |= {"fit": fit._asdict()}
+def through_dock(setting, kind, target, space, specs: Sequence[RKME], config) -> list[RKME]:
+    """The specifications of learnwares as a dock of their kind keeps them, made or completed."""
+    path = Path(config.workdir) / "docks" / f"{setting.name}-{kind}-{target}"
     if not (path / "dock.json").exists():
-        store.create_dock(path, space, family)
-    check_same_space(
-        store.read_header(path), Header(SCHEMA, family, space, {}), what=f"{path} and config"
-    )
-    held = store.list_ids(path)
-    for learnware, own in zip(setting.dock.learnwares, vectors, strict=True):
-        if learnware.id not in held:
-            about = {"n": len(own), "points": len(own), "residual": 0.0}
-            about |= {"rows": config.learnware_rows, "seeds": list(config.seeds)[: len(own)]}
-            header = Header(SCHEMA, family, space, about)
-            card = {k: v for k, v in learnware.card.items() if k != "adapter"}
-            spec = pave.mean_embedding_of(own)
-            store.add(path, store.Learnware(learnware.id, card, spec, header))
-    return [learnware.spec for learnware in store.load(path)]
+        store.create_dock(path, space, kind)
+    kept = []
+    for learnware, spec in zip(setting.dock.learnwares, specs, strict=True):
+        about = {"n": len(spec.beta), "points": len(spec.beta), "residual": 0.0}
+        card = {k: v for k, v in learnware.card.items() if k != "adapter"}
+        one = store.Learnware(learnware.id, card, spec, Header(SCHEMA, kind, space, about))
+        held = learnware.id in store.list_ids(path)
+        if held:
+            old = store.read_learnware(path, learnware.id)
+            check_same_space(old.header, one.header, what=f"{path} and the configuration")
+        if not held or not np.array_equal(old.spec.z, spec.z):
+            store.add(path, one, replace=held)
+        kept.append(store.read_learnware(path, learnware.id).spec)
+    return kept
 
 
 def docked_vectors(setting, task, reference, target, fit, config) -> Vectors:
     """The vectors of a learnware: of its training rows, one sample a seed."""
-    examples = load_examples(task.name, "train", config.learnware_rows)
+    examples = examples_of(task.name, "train", config.learnware_rows)
     answers = [example.answer for example in examples]
     if target == "outputs":
         answers = outputs_of(setting, task, examples, config)
@@ -329,14 +360,24 @@ def outputs_of(setting, task, examples, config) -> list[str]:
         return [example.answer for example in examples]
     section = config.settings[setting.name].evaluate
     file = Path(config.workdir) / "outputs" / f"{setting.name}-{task.name}.json"
-    if not file.exists():
+    digest = _digest(setting, task, examples, section)
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if kept.get("digest") != digest:
         model, ids, adapters = setting.models
         i = ids.index(task.name)
         adapter = jax.tree.map(lambda leaf: leaf[i : i + 1], adapters)
         template = template_of(section.template)
         score = scorer(model, template, task.instruction, examples, section.scoring)
-        write_json(file, chosen(examples, score(adapter)[0]))
-    return json.loads(file.read_text())
+        kept = {"digest": digest, "answers": chosen(examples, score(adapter)[0])}
+        write_json(file, kept)
+    return kept["answers"]
+
+
+def _digest(setting, task, examples, section) -> str:
+    """A hash of what models say: the models, the rows, and how they are prompted."""
+    cards = [[each.id, each.card] for each in setting.dock.learnwares]
+    content = [cards, task.instruction, examples, section.template, section.scoring.to_dict()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _pool(setting, specs: Sequence[RKME], kernel, n: Sequence[int]):
@@ -344,47 +385,68 @@ def _pool(setting, specs: Sequence[RKME], kernel, n: Sequence[int]):
 
 
 def _similarities(family, target, reference, own, theirs, setting, shape):
-    """Cosine by the ranking engine, and centred by the dock's mean; of wholes and by tensor."""
+    """Cosine by the ranking engine, and centred by the dock's mean; of wholes and by tensor.
+
+    Of several seeds of a learnware the mean is compared.
+    """
     for prefix, change in (("", lambda v: v), ("tensor_", lambda v: by_tensor(reference, v))):
-        specs = [pave.mean_embedding_of(change(np.asarray(spec.z))) for spec in own]
-        pool = _pool(setting, specs, Linear(), [len(spec.beta) for spec in specs])
-        plain, centred = [], []
-        for v in theirs:
-            users = [pave.mean_embedding_of(row[None]) for row in change(v)]
-            plain.append(-distances(users, pool, n=[1] * len(users)))
-            centred.append(baselines.mean_cosine(users, specs))
+        specs = [_mean(change(np.asarray(spec.z))) for spec in own]
+        pool = _pool(setting, specs, Linear(), [1] * len(specs))
+        users = [[pave.mean_embedding_of(row[None]) for row in change(v)] for v in theirs]
+        plain = [-distances(each, pool, n=[1] * len(each)) for each in users]
         yield Scores(family, target, f"{prefix}cosine", np.stack(plain).reshape(shape))
-        yield Scores(family, target, f"{prefix}centred", np.stack(centred).reshape(shape))
+        yield Scores(family, target, f"{prefix}centred", _centred(setting, users, specs, shape))
 
 
-def _sketched(family, target, own, theirs, setting, shape, config):
-    width = config.sketches.vector
-    sketch = make_sketch(jax.random.key(config.seed), own[0].shape[1], width)
+def _mean(vectors: np.ndarray) -> RKME:
+    mean = vectors.mean(0)
+    return pave.mean_embedding_of((mean / np.linalg.norm(mean))[None])
+
+
+def _centred(setting, users, specs, shape):
+    """`mean_cosine`, centred by the learnwares that a user's ranking is of."""
+    values = np.full((len(users), len(users[0]), len(specs)), np.nan)
+    for u, each in enumerate(users):
+        kept = ranked_for(setting, u)
+        values[u][:, kept] = baselines.mean_cosine(each, [specs[i] for i in kept])
+    return values.reshape(shape)
+
+
+def _sketched(family, target, space, own, theirs, setting, shape, config):
+    width, seed = config.sketches.vector, config.seed
+    sketch = make_sketch(jax.random.key(seed), np.shape(own[0].z)[1], width)
 
     def short(vectors):
         found = np.asarray(sketch_of(sketch, vectors, width=width))
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    specs = [pave.mean_embedding_of(short(v)) for v in own]
-    users = [pave.mean_embedding_of(row[None]) for v in theirs for row in short(v)]
-    values = baselines.mean_cosine(users, specs)
-    return Scores(f"{family}_sketch", target, "centred", values.reshape(shape))
+    space = space | {"sketch": {"seed": seed, "width": width}, "dimension": width}
+    specs = [_mean(short(np.asarray(spec.z))) for spec in own]
+    specs = through_dock(setting, f"{family}_sketch", target, space, specs, config)
+    users = [[pave.mean_embedding_of(row[None]) for row in short(v)] for v in theirs]
+    return Scores(f"{family}_sketch", target, "centred", _centred(setting, users, specs, shape))
 
 
-def _row_gradients(target, docked, users, setting, shape, config):
-    """RKMEs of the distribution of rows' gradients, sketched."""
+def _row_gradients(target, space, docked, users, setting, shape, config):
+    """RKMEs of the distribution of rows' gradients, sketched. The bandwidth is the dock's."""
     rows = [v.rows for v in docked]
-    gamma = median_gamma(jax.random.key(config.seed), np.concatenate(rows))
-    kernel = Gaussian(gamma)
+    kernel = Gaussian(median_gamma(jax.random.key(config.seed), np.concatenate(rows)))
     options = reducer_options(config.specification)
     points = min(config.specification.points, len(rows[0]) // 2)
     reduced = reduce_many(jax.random.key(config.seed), rows, points, kernel, **options)
+    space = space | {
+        "sketch": {"seed": ROW_SKETCH, "width": config.sketches.row},
+        "dimension": config.sketches.row,
+        "kernel": to_dict(kernel),
+    }
+    specs = [r.spec for r in reduced]
+    specs = through_dock(setting, "gradients_rkme", target, space, specs, config)
     theirs = [
         from_rows(v.rows[sample.places])
         for task, v in zip(setting.tasks, users, strict=True)
         for sample in samples_of(task, config)
     ]
-    pool = _pool(setting, [r.spec for r in reduced], kernel, [r.n for r in reduced])
+    pool = _pool(setting, specs, kernel, [r.n for r in reduced])
     values = -distances(theirs, pool, n=[len(user.beta) for user in theirs])
     return Scores("gradients_rkme", target, "mmd", values.reshape(shape))
 
@@ -393,7 +455,7 @@ def _row_gradients(target, docked, users, setting, shape, config):
 
 
 def baseline_scores(setting, reference, fit, shape, config):
-    """Those of selection.baselines; chance; "static": the learnware that is best on other tasks."""
+    """Those of selection.baselines, of chance, and of the learnware that is best elsewhere."""
     users, m = len(setting.tasks), len(setting.dock.pool.ids)
     embedded = _embedded(setting, config)
     informed = [user_vectors(task, reference, "answers", fit, config) for task in setting.tasks]
@@ -401,15 +463,16 @@ def baseline_scores(setting, reference, fit, shape, config):
     said = [outputs_on(setting, task, config) for task in setting.tasks]
     cards = [learnware.card for learnware in setting.dock.learnwares]
     texts = [f"{card['name']} {card['domain']} {card['description']}" for card in cards]
-    specs = [learnware.spec for learnware in setting.dock.learnwares]
-    dock = baselines.Dock(texts, specs, np.stack([v.fisher[0] for v in docked]), None)
+    fisher = np.stack([v.fisher[0] for v in docked])
     found = {
         name: np.full((users, len(config.rows) * len(config.seeds), m), np.nan)
         for name in baselines.BASELINES
     }
     with bar("baselines", users * shape[1] * shape[2]) as advance:
         for u, task in enumerate(setting.tasks):
-            examples = pool_rows(task, config)
+            kept, examples = ranked_for(setting, u), pool_rows(task, config)
+            specs = [setting.dock.learnwares[i].spec for i in kept]
+            dock = baselines.Dock([texts[i] for i in kept], specs, fisher[kept], None)
             for i, sample in enumerate(samples_of(task, config)):
                 rows = [examples[j] for j in sample.places]
                 user = baselines.User(
@@ -418,68 +481,94 @@ def baseline_scores(setting, reference, fit, shape, config):
                     [e.answer for e in rows],
                     informed[u].fisher[i],
                 )
-                run_all = None
-                if sample.places.max() < len(said[u].likelihood[0]):
-                    kept = _some(said[u], sample.places)
-                    run_all = lambda _, kept=kept: kept  # noqa: E731
+                if sample.places.max() < said[u].likelihood.shape[1]:
+                    some = _some(said[u], kept, sample.places)
+                    dock = dock._replace(run=lambda _, some=some: some)
+                else:
+                    dock = dock._replace(run=None)
                 for name, baseline in baselines.BASELINES.items():
-                    if run_all is not None or "dock.run" not in baseline.needs:
-                        found[name][u, i] = baseline.score(user, dock._replace(run=run_all))
+                    if dock.run is not None or name not in MODELS_RUN:
+                        found[name][u, i, kept] = baseline.score(user, dock)
                 advance(1)
     for name, values in found.items():
         yield Scores(name, "", "", values.reshape(shape))
-    others = [setting.truth[[v for v in range(users) if v != u]].mean(0) for u in range(users)]
-    static = np.broadcast_to(np.array(others)[:, None, None], (*shape[:3], m))
-    yield Scores("static", "", "", static)
+    values = np.broadcast_to(static(setting.truth)[:, None, None], (*shape[:3], m))
+    yield Scores("static", "", "", values)
     rng = np.random.default_rng(config.seed)
     yield Scores("random", "", "", rng.random((*shape[:3], m)))
+
+
+def static(truth: np.ndarray) -> np.ndarray:
+    """What a ranker knows that has seen the other users' truth: (users, learnwares).
+
+    Means over the other users, without that of a learnware on its own task: no rival of the user's
+    own learnware may gain by having been scored at home.
+    """
+    away = np.where(np.eye(len(truth), dtype=bool), np.nan, truth)
+    return np.stack([np.nanmean(np.delete(away, u, 0), 0) for u in range(len(truth))])
 
 
 def outputs_on(setting: Setting, task: LabelledTask, config: ConfigDict) -> baselines.Outputs:
     """What every model of a setting says of the first rows of a task's users; kept once made.
 
-    One pass over prompt and answer for each model and row. A model's own labels are told apart by
-    their first tokens; a model that writes numbers counts as one of one label.
+    A model's own labels are told apart by their first tokens; a model that writes numbers counts as
+    one of one label.
     """
     section = config.settings[setting.name].evaluate
     examples = pool_rows(task, config)[: config.model_rows]
-    cards = [learnware.card for learnware in setting.dock.learnwares]
-    labels = [card["labels"] or ["1"] for card in cards]
     file = Path(config.workdir) / "models" / f"{setting.name}-{task.name}.safetensors"
-    if not file.exists():
-        model, _, adapters = setting.models
-        firsts = jnp.array([encode(model, f" {label}")[0] for own in labels for label in own])
-        template = template_of(section.template)
-        # Without the token that ends an answer.
-        texts = [
-            text._replace(ids=text.ids[:-1])
-            for text in (lesson(model, template, task.instruction, e) for e in examples)
-        ]
-        found = {}
-        with bar(f"{len(cards)} models on {task.name}", len(texts)) as advance:
-            for places, batch in batches_of(texts, WIDTHS, section.scoring.batch_tokens // 64):
-                said = _run_models(
-                    model.params,
-                    adapters,
-                    batch,
-                    firsts,
-                    config=model.config,
-                    dtype=section.scoring.dtype,
-                )
-                for name, array in said.items():
-                    array = np.asarray(array)[:, : len(places)]
-                    whole = found.setdefault(
-                        name, np.zeros((len(cards), len(texts), *array.shape[2:]), np.float32)
-                    )
-                    whole[:, places] = array
-                advance(len(places))
+    digest = _digest(setting, task, examples, section)
+    if not file.exists() or _metadata(file).get("digest") != digest:
+        found = run_models(setting, task, examples, config)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, save(found), where="families")
+        write_file(file, save(found, {"digest": digest}), where="families")
     kept = load_file(file)
-    cuts = np.cumsum([len(own) for own in labels])[:-1]
+    cuts = np.cumsum([len(own) for own in _labels(setting)])[:-1]
     split = np.split(kept["firsts"], cuts, axis=2)
     own = [softmax(scores[i], axis=-1) for i, scores in enumerate(split)]
     return baselines.Outputs(kept["likelihood"], own, kept["features"])
+
+
+def _labels(setting: Setting) -> list[list[str]]:
+    return [learnware.card["labels"] or ["1"] for learnware in setting.dock.learnwares]
+
+
+def run_models(setting, task, examples, config: ConfigDict) -> dict[str, np.ndarray]:
+    """One pass of the setting's models over prompts and answers; arrays (models, rows, ...).
+
+    `likelihood` of the answer, `firsts`: log-probabilities of the first tokens of all learnwares'
+    labels, and `features`, the last hidden state at the end of the prompt.
+    """
+    section, (model, _, adapters) = config.settings[setting.name].evaluate, setting.models
+    firsts = [encode(model, f" {label}")[0] for own in _labels(setting) for label in own]
+    template = template_of(section.template)
+    # Without the token that ends an answer.
+    texts = [
+        text._replace(ids=text.ids[:-1])
+        for text in (lesson(model, template, task.instruction, e) for e in examples)
+    ]
+    found, count = {}, len(adapters.scale)
+    with bar(f"{count} models on {task.name}", len(texts)) as advance:
+        for places, batch in batches_of(texts, WIDTHS, section.scoring.batch_tokens // 64):
+            said = _run_models(
+                model.params,
+                adapters,
+                batch,
+                jnp.array(firsts),
+                config=model.config,
+                dtype=section.scoring.dtype,
+            )
+            for name, array in said.items():
+                array = np.asarray(array)[:, : len(places)]
+                shape = (count, len(texts), *array.shape[2:])
+                found.setdefault(name, np.zeros(shape, np.float32))[:, places] = array
+            advance(len(places))
+    return found
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, "numpy") as opened:
+        return opened.metadata() or {}
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
@@ -498,11 +587,11 @@ def _run_models(params, adapters, batch, firsts, *, config, dtype):
     return jax.lax.map(one, adapters)
 
 
-def _some(said: baselines.Outputs, places: np.ndarray) -> baselines.Outputs:
+def _some(said: baselines.Outputs, learnwares, places) -> baselines.Outputs:
     return baselines.Outputs(
-        said.likelihood[:, places],
-        [own[places] for own in said.own],
-        said.features[:, places],
+        said.likelihood[np.ix_(learnwares, places)],
+        [said.own[i][places] for i in learnwares],
+        said.features[np.ix_(learnwares, places)],
     )
 
 
@@ -524,10 +613,12 @@ class Costs(NamedTuple):
 
 
 def costs_of(setting, reference, fit, config: ConfigDict, *, count: int = 64) -> Costs:
-    """Measured once a working directory, and kept there."""
+    """Measured once for the same settings, and kept in workdir."""
     file = Path(config.workdir) / "costs.json"
-    if file.exists():
-        return Costs(**json.loads(file.read_text()))
+    parts = (config.model, config.reference, config.fit, config.specification, config.sketches)
+    of = json.loads(json.dumps([jax.devices()[0].device_kind, *(p.to_dict() for p in parts)]))
+    if file.exists() and (kept := json.loads(file.read_text()))["of"] == of:
+        return Costs(**kept["costs"])
     task, dock = setting.tasks[0], setting.dock
     examples = pool_rows(task, config)[:count]
     texts, n = [example.text for example in examples], len(examples)
@@ -540,8 +631,7 @@ def costs_of(setting, reference, fit, config: ConfigDict, *, count: int = 64) ->
 
     x = embed_texts(dock.encoder, texts, dock.space, keep=False)
     points = min(config.specification.points, n // 2)
-    options = {**reducer_options(config.specification), "key": jax.random.key(0)}
-    key = options.pop("key")
+    key, options = jax.random.key(0), reducer_options(config.specification)
     gradients = {}
     for target in ("answers", "prompts"):
         rows = texts_of(reference, [(e.text, e.answer) for e in examples], target)
@@ -559,35 +649,33 @@ def costs_of(setting, reference, fit, config: ConfigDict, *, count: int = 64) ->
         ).seconds[1]
         for _ in range(2)
     ]
-    section = config.settings[setting.name].evaluate
-    template = template_of(section.template)
-    score = scorer(setting.models.model, template, task.instruction, examples, section.scoring)
     alone = jax.tree.map(lambda leaf: leaf[:1], setting.models.adapters)
+    one = setting._replace(models=setting.models._replace(adapters=alone))
     costs = Costs(
         embed=seconds(lambda: embed_texts(dock.encoder, texts, dock.space, keep=False)) / n,
         reduce=seconds(lambda: reduce_many(key, [x], points, dock.kernel, **options)),
         gradient={target: taken / n for target, taken in gradients.items()},
         fit=made[1] / 2,
-        models=seconds(lambda: score(alone)) / n,
+        models=seconds(lambda: run_models(one, task, examples, config)) / n,
         dimension=x.shape[1],
         points=config.specification.points,
         parameters=space_of(reference, "answers")["dimension"],
         sketches=config.sketches.to_dict(),
     )
-    write_json(file, costs._asdict())
+    write_json(file, {"of": of, "costs": costs._asdict()})
     return costs
 
 
-def cost(scores: Scores, costs: Costs, n: int, learnwares: int) -> dict:
+def cost(scores: Scores, costs: Costs, n: int, learnwares: int, seeds: int) -> dict:
     """The `seconds`, `bytes` and `forward_passes` of a family for a user with n rows."""
     family, d, p = scores.family, costs.dimension, costs.parameters
     gradient = n * costs.gradient[USERS.get(scores.target, "answers")]
     reduced = costs.points * (4 * d + 8)
     seconds, size = {
-        "rkme": (n * costs.embed + costs.reduce, reduced),
+        "rkme": (n * costs.embed + costs.reduce * (n > costs.points), reduced),
         "mean_cosine": (n * costs.embed, 4 * d),
         "centroid": (n * costs.embed, 4 * d),
-        "pave": (gradient + costs.fit, 4 * p),
+        "pave": (gradient + costs.fit, seeds * (4 * p + 8)),
         "pave_sketch": (gradient + costs.fit, 4 * costs.sketches["vector"]),
         "one_step": (gradient, 4 * p),
         "one_step_sketch": (gradient, 4 * costs.sketches["vector"]),
@@ -610,46 +698,69 @@ def rows_of(setting: Setting, scores: Scores, costs: Costs, config: ConfigDict) 
     """A row for every number of rows: means over users and seeds, and two standard errors.
 
     stderr: over users (of their means over seeds), what another choice of tasks would change.
-    stderr_seeds: over seeds, what other rows of the same tasks would. seconds: to make what a user
-    ranks by. bytes: of what a learnware publishes for it. forward_passes: of language models over
-    a row, to rank.
+    stderr_seeds: over seeds, what other rows of the same tasks would; None where every user has all
+    rows there are. by_user: means over seeds. gap_closed: of the means, between chance and the
+    best. seconds: to make what a user ranks by. bytes: of what a learnware publishes for it.
+    forward_passes: of language models over a row, to rank. Learnwares of equal score share a place.
     """
-    users, seeds, m = len(setting.tasks), len(config.seeds), len(setting.dock.pool.ids)
-    rows = []
+    rows, m = [], len(setting.dock.pool.ids)
     for n, count in enumerate(config.rows):
-        if np.isnan(scores.values[:, n]).any():
+        if np.isnan(scores.values[:, n]).all():
             continue
-        measured = np.zeros((len(METRICS), users, seeds))
-        for u in range(users):
-            kept = [i for i in range(m) if not (setting.leave_out_own and i == u)]
+        measured, bounds = [], []
+        for u in range(len(setting.tasks)):
+            kept = ranked_for(setting, u)
             truth = setting.truth[u, kept]
-            for s in range(seeds):
-                own = scores.values[u, n, s, kept]
-                lost = regret(own, truth)
-                # Matching asks for one's own task, a family for the best of the others.
-                hit = lost == 0 if setting.leave_out_own else np.argmax(own) == u
-                measured[:, u, s] = hit, lost, kendall(own, truth)
+            bounds.append((truth.mean(), truth.max()))
+            own = kept.index(u) if not setting.leave_out_own else None
+            measured.append([metrics(seed[kept], truth, own) for seed in scores.values[u, n]])
+        measured = np.moveaxis(np.array(measured), 2, 0)  # (metrics, users, seeds)
         row = {
             "setting": setting.name,
             "family": scores.family,
             "target": scores.target,
             "similarity": scores.similarity,
             "n": count,
-            "users": users,
-            "seeds": seeds,
-            **cost(scores, costs, count, m),
+            "rows": [min(count, available) for available in _available(setting, config)],
+            "users": measured.shape[1],
+            "seeds": measured.shape[2],
+            **cost(scores, costs, count, m, len(config.seeds)),
         }
         row |= dict(zip(METRICS, map(float, measured.mean((1, 2))), strict=True))
-        for name, axis in (("stderr", 2), ("stderr_seeds", 1)):
-            means = measured.mean(axis)
-            errors = means.std(1, ddof=1) / np.sqrt(means.shape[1])
-            row[name] = dict(zip(METRICS, map(float, errors), strict=True))
+        chance, best = np.mean(bounds, 0)
+        row["gap_closed"] = gap_closed(best - row["regret_at_1"], chance, best)
+        row["by_user"] = dict(zip(METRICS, measured.mean(2).tolist(), strict=True))
+        row["stderr"] = _errors(measured.mean(2))
+        everything = all(count >= available for available in _available(setting, config))
+        row["stderr_seeds"] = None if everything else _errors(measured.mean(1))
         rows.append(row)
     return rows
 
 
-def best_similarity(rows: Sequence[dict]) -> dict[tuple, dict]:
-    """Rows by (setting, family, target, n): of several similarities, `SHOWN`."""
+def metrics(scores: np.ndarray, truth: np.ndarray, own: int | None) -> tuple[float, float, float]:
+    """top1, regret_at_1 and kendall_tau of one ranking; learnwares of the best score share it.
+
+    top1 is the hit of place `own`, or without one that of the truly best. ValueError where a score
+    is not a number.
+    """
+    first = scores == scores.max()
+    if not first.any():
+        raise ValueError("families: a score is not a number.")
+    hit = first[own] / first.sum() if own is not None else (truth[first] == truth.max()).mean()
+    return float(hit), float(truth.max() - truth[first].mean()), kendall(scores, truth)
+
+
+def _errors(means: np.ndarray) -> dict[str, float]:
+    errors = means.std(1, ddof=1) / np.sqrt(means.shape[1])
+    return dict(zip(METRICS, map(float, errors), strict=True))
+
+
+def _available(setting: Setting, config: ConfigDict) -> list[int]:
+    return [len(pool_rows(task, config)) for task in setting.tasks]
+
+
+def shown_rows(rows: Sequence[dict]) -> dict[tuple, dict]:
+    """Rows by (setting, family, target, n), those of vectors with the similarity `SHOWN`."""
     return {
         (row["setting"], row["family"], row["target"], row["n"]): row
         for row in rows
@@ -658,8 +769,8 @@ def best_similarity(rows: Sequence[dict]) -> dict[tuple, dict]:
 
 
 def table(rows: Sequence[dict]) -> list[str]:
-    """Markdown: a line a family, hardest setting last."""
-    shown = best_similarity(rows)
+    """Markdown: a line a family, the harder setting last."""
+    shown = shown_rows(rows)
     lines = []
     for setting in dict.fromkeys(row["setting"] for row in rows):
         counts = sorted({key[3] for key in shown if key[0] == setting})

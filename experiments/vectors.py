@@ -26,6 +26,7 @@ from learnware_jax.specification import pave
 from learnware_jax.specification.sketch import make_sketch, sketch_of
 
 TARGETS = ("answers", "outputs", "prompts")
+ROW_SKETCH = 0  # seed of the sketch of rows' gradients
 # Without an instruction: it names the task.
 TEMPLATE = prompts.Template("bare", "{instruction}{text}\nAnswer:")
 
@@ -76,7 +77,11 @@ def _loss(params, adapter, b, rows, *, config, settings):
 
 
 def space_of(reference: Reference, target: str) -> dict:
-    """Everything that changes a vector of this reference model, for headers."""
+    """Everything that changes a vector of this reference model, for headers.
+
+    Coordinates are those of (layer, rank, output), outputs of the modules side by side.
+    """
+    _check_target(target)
     settings = reference.settings
     a = hashlib.sha256()
     for name in sorted(reference.adapter.a):
@@ -94,11 +99,18 @@ def space_of(reference: Reference, target: str) -> dict:
     }
 
 
+def _check_target(target):
+    if target not in TARGETS:
+        raise ValueError(f"target: got {target!r}; want one of {', '.join(TARGETS)}.")
+
+
 def texts_of(reference: Reference, pairs: Sequence[tuple[str, str]], target: str) -> list[Text]:
     """Texts as tokens, and where those that are learned begin: the answers, or all of a prompt.
 
     `pairs` are texts and what the target wants after them. Texts are cut to the settings' width.
+    ValueError for an unknown target.
     """
+    _check_target(target)
     model, width = reference.model, reference.settings.widths[-1]
     head = [] if model.start is None else [model.start]
     found = []
@@ -174,7 +186,8 @@ class Vectors(NamedTuple):
 
     pave: np.ndarray  # (samples, p), unit norm
     one_step: np.ndarray  # (samples, p), unit norm
-    fisher: np.ndarray  # (samples, p): mean squares of rows' gradients
+    # (samples, p): empirical Fisher information, of the mean loss over a row's learned tokens
+    fisher: np.ndarray
     rows: np.ndarray  # (n, row_width): sketches of rows' gradients, unit norm
     seconds: np.ndarray  # (3,): of the gradients, of the fits, of the rest
 
@@ -228,7 +241,7 @@ def _from_rows(gradients, weights, chosen, *, width):
     one_step = pave.flatten(-total.reshape(len(chosen), *gradients.shape[1:]))
     counts = chosen / chosen.sum(1, keepdims=True) / weights**2
     squares = jnp.matmul(counts, jnp.square(flat.astype(jnp.float32)))
-    sketch = make_sketch(jax.random.key(0), flat.shape[1], width)
+    sketch = make_sketch(jax.random.key(ROW_SKETCH), flat.shape[1], width)
     rows = jax.lax.map(lambda row: sketch_of(sketch, row, width=width), flat)
     return one_step, squares, rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
 

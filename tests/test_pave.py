@@ -318,23 +318,23 @@ def descend(loss, rows, start, rate, *, steps):
 
 def test_plain_descent_goes_along_the_gradient_as_steps_and_rate_go_to_zero():
     rows = toy(10)
-    gradient = pave.gradient(CURVED, ZERO, rows, together=4)
+    step = pave.one_step(CURVED, ZERO, rows, together=4)
     found = []
     for steps, rate in [(16, 2.0), (8, 0.5), (4, 0.1), (2, 0.01)]:
-        found.append(cosine(descend(CURVED, rows, ZERO, rate, steps=steps), gradient))
-    assert np.all(np.diff(found) < 0) and found[0] > -0.99 and found[-1] < -0.99999
+        found.append(cosine(descend(CURVED, rows, ZERO, rate, steps=steps), step))
+    assert np.all(np.diff(found) > 0) and found[0] < 0.99 and found[-1] > 0.99999
 
 
 # Gradients.
 
 
 @pytest.mark.parametrize("together", [1, 4, 5, 10, 16])
-def test_a_gradient_is_the_same_in_parts_and_at_once(together):
+def test_one_step_is_the_same_in_parts_and_at_once(together):
     x, w = toy(10)
     start = np.random.default_rng(3).normal(size=SIZE).astype(np.float32)
-    found = pave.gradient(CURVED, unravel(start), (x, w), together=together)
+    found = pave.one_step(CURVED, unravel(start), (x, w), together=together)
     assert jax.tree.map(jnp.shape, found) == SHAPES
-    wanted = curved_gradients(start, x, w).sum(0) / w.sum()
+    wanted = -curved_gradients(start, x, w).sum(0) / w.sum()
     assert_allclose(vector(found), wanted, atol=1e-6)
 
 
@@ -349,8 +349,8 @@ def test_gradients_of_rows_are_each_row_s_own_and_add_up(together):
     for i, wanted in enumerate(curved_gradients(start, x, w)):
         assert_allclose(vector(jax.tree.map(lambda g, i=i: g[i], found)), wanted, atol=1e-5)
     summed = jax.tree.map(lambda g: g.sum(0) / weights.sum(), found)
-    whole = pave.gradient(CURVED, unravel(start), (x, w), together=3)
-    assert_allclose(vector(summed), vector(whole), atol=1e-6)
+    whole = pave.one_step(CURVED, unravel(start), (x, w), together=3)
+    assert_allclose(vector(summed), -vector(whole), atol=1e-6)
 
 
 def _as_it_is(gradient):
@@ -596,3 +596,22 @@ def test_the_published_score_by_hand():
     # sigmoid(5), sigmoid(0) and sigmoid(-10).
     wanted = [1 / (1 + np.exp(-5)), 0.5, 1 / (1 + np.exp(10))]
     assert_allclose(pave.published_score(np.array([0.5, 0.0, -1.0])), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, r"got steps=0; want at least 1"),
+        ({"batch": 0}, r"got batch=0; want at least 1"),
+        ({"rate": 0.0}, r"got rate=0.0; want a positive number"),
+        ({"warmup": 1.0}, r"got warmup=1.0; want at least 0 and below 1"),
+        ({"clip": -1.0}, r"got clip=-1.0; want a positive number"),
+        ({"pull": -1.0}, r"got pull=-1.0; want 0 or more"),
+        ({"decay": -0.1}, r"got decay=-0.1; want 0 or more"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        pave.draw_rows(jax.random.key(0), 4, pave.PUBLISHED._replace(**change))
+    with pytest.raises(ValueError, match=r"got n=0; want at least one row"):
+        pave.draw_rows(jax.random.key(0), 0, pave.PUBLISHED)

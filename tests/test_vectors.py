@@ -216,8 +216,8 @@ def first_sample():
 
 
 def test_the_one_step_vector_of_a_sample_goes_against_its_gradient():
-    whole = pave.gradient(reference().loss, reference().adapter.b, first_sample(), together=4)
-    assert cosine(made().one_step[0], -joined(whole)) > 0.9999
+    whole = pave.one_step(reference().loss, reference().adapter.b, first_sample(), together=4)
+    assert cosine(made().one_step[0], joined(whole)) > 0.9999
     for found, sample in zip(made().one_step, SAMPLES, strict=True):
         # Every token weighs the same, not every row.
         weights = counts()[sample.places]
@@ -338,3 +338,14 @@ def test_vectors_are_kept_and_made_again_for_another_digest(tmp_path):
     assert_array_equal(vectors.keep_vectors(file, "two", refuse).fisher, other.fisher)
     with pytest.raises(AssertionError, match="made again"):
         vectors.keep_vectors(file, "one", refuse)
+
+
+def test_an_unknown_target_is_refused():
+    for call in (
+        lambda: vectors.texts_of(reference(), [("a b", "c")], "prompt"),
+        lambda: vectors.space_of(reference(), "prompt"),
+    ):
+        with pytest.raises(
+            ValueError, match=r"got 'prompt'; want one of answers, outputs, prompts"
+        ):
+            call()

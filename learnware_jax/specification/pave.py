@@ -50,8 +50,30 @@ class Fit(NamedTuple):
     loss: Float[Array, "*seeds steps"]
 
 
+def check_settings(settings: Settings) -> None:
+    """ValueError that names the first setting out of range."""
+    wanted = {
+        "steps": (settings.steps >= 1, "at least 1"),
+        "batch": (settings.batch >= 1, "at least 1"),
+        "rate": (settings.rate > 0, "a positive number"),
+        "decay": (settings.decay >= 0, "0 or more"),
+        "warmup": (0 <= settings.warmup < 1, "at least 0 and below 1"),
+        "clip": (settings.clip > 0, "a positive number"),
+        "pull": (settings.pull >= 0, "0 or more"),
+    }
+    for name, (right, want) in wanted.items():
+        if not right:
+            raise ValueError(f"pave: got {name}={getattr(settings, name)!r}; want {want}.")
+
+
 def draw_rows(key: PRNGKeyArray, n: int, settings: Settings) -> Int[Array, "steps batch"]:
-    """Which of n rows each step sees: epochs, every one shuffled, one behind the other."""
+    """Which of n rows each step sees: epochs, every one shuffled, one behind the other.
+
+    ValueError for no rows, and for settings out of range.
+    """
+    check_settings(settings)
+    if n < 1:
+        raise ValueError(f"draw_rows: got n={n}; want at least one row.")
     wanted = settings.steps * settings.batch
     keys = jax.random.split(key, -(-wanted // n))
     epochs = jax.vmap(lambda k: jax.random.permutation(k, n))(keys)
@@ -135,12 +157,12 @@ def fit_many(
 
 
 @functools.partial(jax.jit, static_argnames="together")
-def gradient(loss: Loss, start: Tree, rows: Tree, *, together: int) -> Tree:
-    """The gradient at `start` of the loss of all rows over their weight, streamed.
+def one_step(loss: Loss, start: Tree, rows: Tree, *, together: int) -> Tree:
+    """Minus the gradient at `start` of the loss of all rows over their weight, streamed.
 
-    The one-step specification. `together` rows are in memory at a time. It is the limit of a fit
-    by plain gradient descent as steps and rate go to zero, up to sign and length; AdamW's first
-    step goes along the sign of every coordinate instead.
+    `together` rows are in memory at a time. Its direction is the limit of a fit by plain gradient
+    descent as steps and rate go to zero; AdamW's first step goes along the sign of each coordinate
+    instead.
     """
 
     def add(total, chunk):
@@ -155,7 +177,7 @@ def gradient(loss: Loss, start: Tree, rows: Tree, *, together: int) -> Tree:
     if whole < n:
         total, _ = add(total, jax.tree.map(lambda x: x[whole:], rows))
     summed, weight = total
-    return jax.tree.map(lambda leaf: leaf / weight, summed)
+    return jax.tree.map(lambda leaf: -leaf / weight, summed)
 
 
 @functools.partial(jax.jit, static_argnames=("together", "keep"))
