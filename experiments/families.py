@@ -481,7 +481,7 @@ def baseline_scores(setting, reference, fit, shape, config):
                     [e.answer for e in rows],
                     informed[u].fisher[i],
                 )
-                if sample.places.max() < said[u].likelihood.shape[1]:
+                if config.rows[i // len(config.seeds)] <= config.model_rows:
                     some = _some(said[u], kept, sample.places)
                     dock = dock._replace(run=lambda _, some=some: some)
                 else:
@@ -492,8 +492,9 @@ def baseline_scores(setting, reference, fit, shape, config):
                 advance(1)
     for name, values in found.items():
         yield Scores(name, "", "", values.reshape(shape))
-    values = np.broadcast_to(static(setting.truth)[:, None, None], (*shape[:3], m))
-    yield Scores("static", "", "", values)
+    if users > 2:
+        values = np.broadcast_to(static(setting.truth)[:, None, None], (*shape[:3], m))
+        yield Scores("static", "", "", values)
     rng = np.random.default_rng(config.seed)
     yield Scores("random", "", "", rng.random((*shape[:3], m)))
 
@@ -502,7 +503,7 @@ def static(truth: np.ndarray) -> np.ndarray:
     """What a ranker knows that has seen the other users' truth: (users, learnwares).
 
     Means over the other users, without that of a learnware on its own task: no rival of the user's
-    own learnware may gain by having been scored at home.
+    own learnware may gain by having been scored at home. Of two users nothing is known.
     """
     away = np.where(np.eye(len(truth), dtype=bool), np.nan, truth)
     return np.stack([np.nanmean(np.delete(away, u, 0), 0) for u in range(len(truth))])
@@ -729,7 +730,8 @@ def rows_of(setting: Setting, scores: Scores, costs: Costs, config: ConfigDict) 
         row |= dict(zip(METRICS, map(float, measured.mean((1, 2))), strict=True))
         chance, best = np.mean(bounds, 0)
         row["gap_closed"] = gap_closed(best - row["regret_at_1"], chance, best)
-        row["by_user"] = dict(zip(METRICS, measured.mean(2).tolist(), strict=True))
+        by_user = measured.mean(2).round(4).tolist()
+        row["by_user"] = dict(zip(METRICS, by_user, strict=True))
         row["stderr"] = _errors(measured.mean(2))
         everything = all(count >= available for available in _available(setting, config))
         row["stderr_seeds"] = None if everything else _errors(measured.mean(1))

@@ -117,6 +117,8 @@ def texts_of(reference: Reference, pairs: Sequence[tuple[str, str]], target: str
     for text, answer in pairs:
         if target == "prompts":
             ids = [*head, *encode(model, text)][:width]
+            # A token is learned from those before it: a single one from the end of another text.
+            ids = ids if len(ids) > 1 else [model.end, *ids]
             found.append(Text(ids, 1))
             continue
         behind = encode(model, f" {answer}")

@@ -184,7 +184,7 @@ def test_smoke_writes_the_interface(smoke):
     found = {(row["family"], row["target"]) for row in rows}
     assert {("pave", t) for t in ("answers", "outputs", "prompts")} <= found
     assert {("one_step", t) for t in ("answers", "outputs", "prompts")} <= found
-    assert {("rkme", ""), ("static", ""), ("random", "")} | {(b, "") for b in BASELINES} <= found
+    assert {("rkme", ""), ("random", "")} | {(b, "") for b in BASELINES} <= found
     assert {row["n"] for row in rows} == {2, 8} and {row["seeds"] for row in rows} == {2}
     for row in rows:
         # Between two, whoever is first for half of the users has lost as often.
