@@ -32,13 +32,13 @@ class Ranking(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="shards")
-def _cross_deficits(kernel, z, z_squared, beta, users, weights, *, shards):
+def _cross_deficits(kernel, z, z_squared, beta, users, weights, products=None, *, shards):
     """sum_ij weights_i beta_j deficit(|u_i - z_j|^2) for users (Q, K, d), pool (C, m, d).
 
     K is 1 or divisible by 4. One matrix product a chunk of the pool (and slice of d), then the
     kernel and its weighted sum while the chunk is in cache. Users' points are the rows: the
-    products come out with the pool along the lanes. For one row the whole pool is one chunk, and
-    is read once from where it lies.
+    products come out with the pool along the lanes. For one row `products` are given (see
+    `_one_row_products`), and the whole pool is one chunk.
     A chunk is made of as many consecutive learnwares of each of the `shards` that C is divided
     into, so that every device works on its own part of every chunk and no points move.
     """
@@ -68,13 +68,16 @@ def _cross_deficits(kernel, z, z_squared, beta, users, weights, *, shards):
             points = jax.lax.dynamic_slice(flat, (0, i * count, start), (shards, count, width))
             part = jax.lax.dynamic_slice_in_dim(rows, start, width, 1)
             part = jnp.where(start + jnp.arange(width) >= begin, part, 0)
-            return total + _products(part, points.reshape(-1, width)), None
+            return total + matmul(part, points.reshape(-1, width).T), None
 
         return jax.lax.scan(add, jnp.zeros((q * k, chunk * m)), jnp.arange(0, d, width))[0]
 
     def body(_, i):
         points, high, low, b = (jax.lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in pool)
-        cross = _products(rows, points.reshape(-1, d)) if d == width else sliced(i)
+        if products is None:
+            cross = matmul(rows, points.reshape(-1, d).T) if d == width else sliced(i)
+        else:
+            cross = products.astype(jnp.float64).sum(1)[None]
         squares = rows_high.astype(cross.dtype) + high.reshape(-1)
         t = (squares - 2 * cross) + (rows_low + low.reshape(-1))
         # As in `squared_distances`: what rounding cannot tell from zero is zero.
@@ -88,17 +91,18 @@ def _cross_deficits(kernel, z, z_squared, beta, users, weights, *, shards):
     return parts.transpose(1, 2, 0, 3).reshape(q, capacity)
 
 
-def _products(rows, points):
-    """The inner product of every pair, (rows, points).
+@jax.jit
+def _one_row_products(row, points):
+    """Inner products of one row with every point of a pool, (C m, 4): their sums over quarters.
 
     On CPUs XLA takes ten times as long for one row as for this: four of them, each zero but for
-    its quarter, behind the points. Their sum in float64 has a digit more, too.
+    its quarter, behind the points. Added in float64, they have a digit more, too. A program of its
+    own that ends here: fused with what follows, the product would run on one core.
     """
-    if len(rows) > 1:
-        return matmul(rows, points.T)
-    quarter = 4 * jnp.arange(rows.size) // rows.size
-    quarters = jnp.where(quarter == jnp.arange(4)[:, None], rows, 0)
-    return matmul(points, quarters.T).astype(jnp.float64).sum(1)[None]
+    row, points = row.reshape(-1), points.reshape(-1, points.shape[-1])
+    quarter = 4 * jnp.arange(row.size) // row.size
+    quarters = jnp.where(quarter == jnp.arange(4)[:, None], row, 0)
+    return matmul(points, quarters.T)
 
 
 def _parts(x):
@@ -140,6 +144,7 @@ def cross_deficits(users: Sequence[RKME], pool: Pool) -> Float[np.ndarray, "q M"
                 pool.beta,
                 z[i : i + batch],
                 beta[i : i + batch],
+                _one_row_products(z[i], pool.z) if z[i : i + batch, :, 0].size == 1 else None,
                 shards=len(pool.z.sharding.device_set),
             )
             for i in range(0, len(z), batch)
