@@ -141,7 +141,7 @@ def run(config: ConfigDict) -> dict:
         if names:
             adapters |= _fine_tune(names, missing, config)
         say(f"Specifying {len(missing)} of {len(jobs)} learnwares for {config.dock}.")
-        _specify(missing, adapters, space, encoder, config)
+        specify(missing, adapters, space, encoder, config)
     ids = store.list_ids(config.dock)
     say(f"{config.dock} holds {len(ids)} learnwares, {len(missing)} of them new.")
     return {"dock": config.dock, "added": list(missing), "learnwares": ids}
@@ -348,7 +348,7 @@ def _fine_tune(names, jobs, config):
     return files
 
 
-def _specify(
+def specify(
     jobs: dict[str, Job],
     adapters: dict[str, dict[str, bytes]],
     space: dict[str, Any],

@@ -107,8 +107,11 @@ def run(config: ConfigDict) -> dict:
     An adapter that workdir has already is kept; one that was being made goes on where it stood.
     ValueError if workdir has one of that id, made from other data or with other settings.
     """
-    if config.plan:
-        return plan.run(config)
+    return plan.run(config) if config.plan else fine_tune(lessons_of(config), config)
+
+
+def fine_tune(jobs: Sequence[Lessons], config: ConfigDict) -> dict:
+    """`run` of these lessons, whatever data and tasks the configuration names."""
     settings = settings_of(config)
     finetune.check_settings(settings)
     if config.sharding not in SHARDINGS or config.learn not in ("answer", "text"):
@@ -123,7 +126,6 @@ def run(config: ConfigDict) -> dict:
         )
     template = template_of(config.template)
     workdir = Path(config.workdir)
-    jobs = lessons_of(config)
     digests = {job.id: _digest(job, config) for job in jobs}
     missing = [job for job in jobs if not _made(workdir / job.id, digests[job.id])]
     if missing:

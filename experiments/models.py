@@ -16,17 +16,24 @@ from experiments.common import bar, say
 from learnware_jax.dock import store
 from learnware_jax.dock.labelled import LABELLED, Example, LabelledTask
 from learnware_jax.dock.materials import MATERIALS, fetch, suggestion
-from learnware_jax.slm import evaluate, lora, prompts
+from learnware_jax.slm import decoder, evaluate, lora, prompts
 from learnware_jax.slm.decoder import Adapter
 from learnware_jax.slm.finetune import Text
 from learnware_jax.slm.lora import init_adapter
 from learnware_jax.slm.prompts import TEMPLATES, Template
 from learnware_jax.slm.weights import Model, load_hub, load_model
 
+RANDOM_TINY = "random-tiny"
+
 
 def open_model(settings: ConfigDict) -> Model:
-    """The model of `settings.name`: a material, a file or folder, or OWNER/NAME of the hub."""
+    """The model of `settings.name`: a material, a file or folder, or OWNER/NAME of the hub.
+
+    "random-tiny" is a model that answers at random, for trying out an experiment in no time.
+    """
     name = settings.name
+    if name == RANDOM_TINY:
+        return _random_tiny()
     if name in MATERIALS:
         return load_model(fetch(name), dtype=settings.dtype)._replace(name=name)
     path = Path(name).expanduser()
@@ -34,6 +41,33 @@ def open_model(settings: ConfigDict) -> Model:
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return load_model(path, dtype=settings.dtype)
     return load_hub(name, dtype=settings.dtype)
+
+
+def _random_tiny() -> Model:
+    """Two layers with random numbers; its tokens are bytes."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    config = decoder.Config(
+        vocabulary=len(letters) + 1,
+        layers=2,
+        width=32,
+        feedforward=48,
+        heads=4,
+        kv_heads=2,
+        head_width=8,
+        epsilon=1e-6,
+        theta=1e4,
+        positions=1024,
+    )
+    params = decoder.init_params(jax.random.key(0), config, scale=0.2)
+    return Model(
+        params, config, tokenizer, RANDOM_TINY, RANDOM_TINY, RANDOM_TINY, None, len(letters)
+    )
 
 
 def template_of(name: str) -> Template:

@@ -64,7 +64,8 @@ def choose_examples(
 ) -> list[Example]:
     """At most `limit` examples of one part of a task, with distinct texts of MAX_CHARACTERS.
 
-    `part` may be several, as "train+test". Texts in `without` are left out first.
+    `part` may be several, as "train+test". Texts with the words of one in `without` are left out
+    first, whatever their case and punctuation.
     Part, choice and order are fixed by the texts' hashes: a smaller limit gives the beginning of
     the same list, and the labels' shares are alike in every beginning. No label has more than
     two fifths of a part (a half of two labels) or 1.5 times the median label's examples; numbers
@@ -77,10 +78,11 @@ def choose_examples(
     if limit is not None and limit < 1:
         raise ValueError(f"load_examples: limit is {limit}, wanted at least 1.")
     bounds = _HUB_BOUNDS if task.role == "hub" else _BOUNDS
+    known = {_words(text) for text in without}
     examples = [
         example
         for example in _distinct(read_examples(task))
-        if _part(example.text, bounds) in parts and example.text not in without
+        if _part(example.text, bounds) in parts and _words(example.text) not in known
     ]
     return _balanced(examples)[:limit]
 
@@ -101,6 +103,10 @@ def cut(text: str, characters: int = MAX_CHARACTERS) -> str:
     if len(text) <= characters:
         return text
     return text[: characters + 1].rsplit(" ", 1)[0][:characters]
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _part(text: str, bounds: Sequence[float]) -> str:

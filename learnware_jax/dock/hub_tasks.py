@@ -48,8 +48,11 @@ def _words_within(words: Sequence[str]) -> int:
     return len(cut(" ".join(words), CHARACTERS).split())
 
 
-def _entities(tokens: str, tags: str, labels: Mapping[int, str]):
-    """The first name of every sentence, before the sentence; `labels` by the tag that begins it."""
+def _entities(tokens: str, tags: str, labels: Mapping[int, str], others: Sequence[int] = ()):
+    """The first name of every sentence, before the sentence; `labels` by the tag that begins it.
+
+    Names that begin with one of the `others` have no label.
+    """
     choices = tuple(labels.values())
 
     def read(files):
@@ -59,7 +62,7 @@ def _entities(tokens: str, tags: str, labels: Mapping[int, str]):
             if start is None:
                 continue
             end = start + 1
-            while end < len(marks) and marks[end] and marks[end] not in labels:
+            while end < len(marks) and marks[end] not in (0, *labels, *others):
                 end += 1
             text = f"{' '.join(words[start:end])}: {' '.join(words)}"
             yield Example(cut(text, CHARACTERS), labels[marks[start]], choices)
@@ -203,7 +206,7 @@ HUB_TASKS = (
         "names in loan agreements, by kind",
         "tner/fin",
         _ENTITY,
-        _entities("tokens", "tags", {1: "person", 2: "place", 3: "company"}),
+        _entities("tokens", "tags", {1: "person", 2: "place", 3: "company"}, others=[4]),
     ),
     _subjects(
         "business",
@@ -415,12 +418,11 @@ HUB_TASKS = (
         "trivia",
         "questions, by the kind of answer",
         "CogComp/trec",
-        "Name the kind of answer: thing, description, person, place, number or abbreviation.",
+        "Name the kind of answer: thing, description, person, place or number.",
         _by(
             "text",
             "coarse_label",
             {
-                0: "abbreviation",
                 1: "thing",
                 2: "description",
                 3: "person",
