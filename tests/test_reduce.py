@@ -267,3 +267,14 @@ def test_a_step_that_does_not_help_is_not_taken():
     runs = [reduce(key, x, 6, Gaussian(0.1), steps=steps) for steps in range(0, 31, 2)]
     assert runs[-1].iterations < 30
     assert np.diff([run.residual for run in runs]).max() <= 0
+
+
+def test_points_off_the_sphere_move_also_where_they_are_many():
+    """64 points of 64 coordinates: compiled without care, no step is taken, or a wild one."""
+    x = (np.random.default_rng(0).normal(size=(192, 64)) / 8).astype(np.float32)
+    kernel, key = Gaussian(0.1), jax.random.key(0)
+    ours = reduce(key, x, 64, kernel, start="noise", steps=30)
+    rows = reduce(key, x, 64, kernel, method="random")
+    assert ours.iterations >= 8
+    assert ours.residual < 0.3 * rows.residual
+    assert np.abs(np.asarray(ours.spec.z)).max() < 2

@@ -108,6 +108,7 @@ def _model_step(kernel, z, beta, k_slope, k_curvature, k, gradient, damping, tan
 def _gauss_newton(z, x, weights, kernel, steps, sphere):
     """Points after `steps` Levenberg-Marquardt steps from z, and how many of them were accepted."""
     m = len(z)
+    reach = 10 * jnp.maximum(jnp.abs(x).max(), jnp.abs(z).max())
 
     def evaluate(z):
         sums = _data_pass(kernel, z, x, weights)
@@ -120,7 +121,9 @@ def _gauss_newton(z, x, weights, kernel, steps, sphere):
 
     def tangent(v, z):
         along = (v * z).sum(1, keepdims=True).astype(v.dtype) * z.astype(v.dtype)
-        return v - along if sphere else v
+        # Without the barrier XLA (0.10.2, CPU) compiles the conjugate gradients wrongly from about
+        # 64 points on: their result is then whatever is in memory.
+        return v - along if sphere else jax.lax.optimization_barrier(v)
 
     def step(_, state):
         (z, (_, x_slope, x_pull), t, k, beta, objective), damping, accepted = state
@@ -137,7 +140,8 @@ def _gauss_newton(z, x, weights, kernel, steps, sphere):
         if sphere:
             moved = moved / jnp.linalg.norm(moved, axis=1, keepdims=True)
         trial = evaluate(moved)
-        better = trial[-1] < objective
+        # Far out, where the model of the objective may send points, float32 distances overflow.
+        better = (trial[-1] < objective) & (jnp.abs(moved) < reach).all()
         kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), trial, state[0])
         damping = jnp.where(better, 0.4 * damping, 5 * damping)
         return kept, damping, accepted + better
