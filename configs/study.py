@@ -1,8 +1,8 @@
 """Does selection by specification beat what a critical reader would try instead?
 
 python -m experiments.study --config=configs/study.py:cpu
-    24 learnwares of SmolLM2-135M for 14 tasks, users of 28 tasks in three splits. About 2.5 hours
-    on 2 cores, resumable, learnware by learnware; minutes once everything is made.
+    24 learnwares of SmolLM2-135M for 14 tasks, users of 28 tasks in three splits. 1 h 50 min on 2
+    cores, resumable, learnware by learnware; 1 min once everything is made.
 python -m experiments.study --config=configs/study.py:gpu --config.minutes=9
     112 learnwares, trained and asked 16 at a time on one accelerator. Stops after so many minutes;
     the same command goes on. Never run: no accelerator was at hand.
