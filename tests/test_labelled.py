@@ -86,6 +86,9 @@ def test_several_parts_are_one_and_texts_can_be_left_out(skewed):
     # Texts of a that were beyond its cap take the places of those left out.
     assert Counter(e.answer for e in left) == counts
     assert not without & {e.text for e in left}
+    # Whatever the case and the punctuation.
+    loud = frozenset(text.upper().replace(" ", ", ") + "!" for text in without)
+    assert load_examples("toy", "user+test", without=loud) == left
     with pytest.raises(ValueError, match=r"'user\+tests' is no part"):
         load_examples("toy", "user+tests")
 

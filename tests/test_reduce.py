@@ -1,6 +1,7 @@
 """Reduced sets: certificates and residuals in float64 NumPy, edge cases, and equal results."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
@@ -278,3 +279,16 @@ def test_points_off_the_sphere_move_also_where_they_are_many():
     assert ours.iterations >= 8
     assert ours.residual < 0.3 * rows.residual
     assert np.abs(np.asarray(ours.spec.z)).max() < 2
+
+
+def test_a_step_out_of_reach_is_not_taken(monkeypatch):
+    """Points at 1e21: distances overflow to what looks like no distance at all."""
+    monkeypatch.setattr(
+        reduce_module, "_model_step", lambda kernel, z, *_: jnp.full(z.shape, 1e21, jnp.float32)
+    )
+    x = np.random.default_rng(0).normal(size=(70, 3)).astype(np.float32)
+    reduce_module._gauss_newton.clear_cache()
+    found = reduce(jax.random.key(0), x, 7, Gaussian(0.1), start="noise", steps=3)
+    reduce_module._gauss_newton.clear_cache()
+    assert found.iterations == 0
+    assert np.abs(np.asarray(found.spec.z)).max() < 10
