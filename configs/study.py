@@ -12,9 +12,9 @@ python -m experiments.study --config=configs/study.py:paper [--config.finetune.p
 python -m experiments.study --config=configs/study.py:smoke
     4 learnwares of a tiny model with random numbers: 2 min, most of them compiling.
 
-Data sets are those of the hub, or of a local mirror named by LEARNWARE_MIRROR (operation-mawps is in
-such a mirror only, as local/mawps). A run writes
-WORKDIR/study.json and study.md; experiments.report makes a page of them.
+Data sets are those of the hub, or of a local mirror named by LEARNWARE_MIRROR (operation-mawps is
+in such a mirror only, as local/mawps). A run writes WORKDIR/study.json and study.md;
+experiments.report makes a page of them.
 """
 
 from ml_collections import ConfigDict
