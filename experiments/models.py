@@ -139,6 +139,37 @@ class Scored(NamedTuple):
     scores: np.ndarray | None  # (adapters, items, choices) in nats, where there are choices
 
 
+def score_questions(
+    model: Model,
+    questions: Sequence[evaluate.Question],
+    adapters: Adapter,
+    settings: ConfigDict,
+    shared: Sequence[int] | None = None,
+) -> np.ndarray:
+    """`evaluate.choice_scores` with a progress bar.
+
+    FloatingPointError if a score is not a number: the adapter is broken.
+    """
+    with bar(f"scoring {len(adapters.scale)} models", len(questions)) as advance:
+        scores = evaluate.choice_scores(
+            model.params,
+            model.config,
+            questions,
+            adapters=adapters,
+            dtype=settings.dtype,
+            batch_tokens=settings.batch_tokens,
+            together=settings.together,
+            shared=shared,
+            done=advance,
+        )
+    if np.isnan(scores).any():
+        broken = int(np.argwhere(np.isnan(scores))[0, 0])
+        raise FloatingPointError(
+            f"scoring: model {broken} of the stack gives scores that are not numbers."
+        )
+    return scores
+
+
 def scorer(model: Model, template: Template, instruction: str, examples, settings: ConfigDict):
     """A function from a stack of adapters to scores of the examples' choices.
 
@@ -156,22 +187,7 @@ def scorer(model: Model, template: Template, instruction: str, examples, setting
     ]
 
     def score(adapters: Adapter) -> np.ndarray:
-        with bar(f"scoring {len(adapters.scale)} models", len(questions)) as advance:
-            scores = evaluate.choice_scores(
-                model.params,
-                model.config,
-                questions,
-                adapters=adapters,
-                dtype=settings.dtype,
-                batch_tokens=settings.batch_tokens,
-                together=settings.together,
-                done=advance,
-            )
-        if np.isnan(scores).any():
-            broken = int(np.argwhere(np.isnan(scores))[0, 0])
-            raise FloatingPointError(
-                f"scoring: model {broken} of the stack gives scores that are not numbers."
-            )
+        scores = score_questions(model, questions, adapters, settings)
         if settings.by == "bytes":
             for i, example in enumerate(examples):
                 sizes = [len(choice.encode()) for choice in example.choices]

@@ -22,7 +22,6 @@ from safetensors.numpy import load_file, save
 
 from experiments import build, plan
 from experiments.common import (
-    bar,
     check_kernel,
     dock_space,
     launch,
@@ -40,6 +39,7 @@ from experiments.models import (
     labelled_of,
     open_model,
     prompt_of,
+    score_questions,
     template_of,
     with_base,
 )
@@ -49,7 +49,7 @@ from learnware_jax.dock import store
 from learnware_jax.dock.labelled import Example, LabelledTask, load_examples
 from learnware_jax.slm import lora
 from learnware_jax.slm.decoder import Adapter
-from learnware_jax.slm.evaluate import Question, choice_scores
+from learnware_jax.slm.evaluate import Question
 from learnware_jax.slm.reuse import weighted_sum
 from learnware_jax.slm.weights import Model
 
@@ -293,20 +293,7 @@ def ask(
         shared += [_common(prompts)] * len(rows)
         choices = [encode(model, f" {choice}") for choice in rows[0].choices]
         questions += [Question(prompt, choices) for prompt in prompts]
-    with bar(f"asking {len(adapters.scale)} models", len(questions)) as advance:
-        scores = choice_scores(
-            model.params,
-            model.config,
-            questions,
-            adapters=adapters,
-            dtype=settings.dtype,
-            batch_tokens=settings.batch_tokens,
-            together=settings.together,
-            shared=shared,
-            done=advance,
-        )
-    if np.isnan(scores).any():
-        raise FloatingPointError("study: a model gives scores that are not numbers.")
+    scores = score_questions(model, questions, adapters, settings, shared)
     parts = np.split(scores, np.cumsum([len(rows) for _, rows in asked])[:-1], axis=1)
     return [
         part[:, :, : len(rows[0].choices)].astype(np.float32)

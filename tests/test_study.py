@@ -182,7 +182,6 @@ def test_no_user_has_a_text_that_a_learnware_was_trained_on(monkeypatch):
         seen, tested = ({row.text for row in rows} for rows in (user.rows, user.test))
         assert not trained & (seen | tested) and not seen & tested
         assert len(user.test) == config.test_rows and len(user.rows) == config.user_pool
-    # What nobody trains on is there to test on: texts of all parts but the user's.
     # What nobody trains on is there to test on: 30% would be 120 texts.
     config.docked, config.test_rows = (), 300
     (alone,) = users_of(config)
