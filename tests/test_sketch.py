@@ -1,12 +1,26 @@
-"""Sketches: by hand, linear, and unbiased with the variance that is stated."""
+"""Sketches: bounds that hold, by hand, linear, and unbiased with the variance that is stated."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from learnware_jax.specification.sketch import Sketch, make_sketch, sketch_of
+from learnware_jax.specification.kernels import Gaussian, Linear
+from learnware_jax.specification.rkme import RKME
+from learnware_jax.specification.sketch import (
+    CODES,
+    Sketch,
+    choose_landmarks,
+    make_sketch,
+    orthogonal_frequencies,
+    project,
+    quantise,
+    random_features,
+    round_up_float32,
+    sketch_of,
+)
 
 SIZE, WIDTH, KEYS = 40, 6, 4000
 
@@ -89,3 +103,155 @@ def test_rounded_vectors_are_summed_unrounded():
 def test_a_sketch_wants_a_size_and_a_width(size, width):
     with pytest.raises(ValueError, match=rf"make_sketch: got size={size}, width={width}; want"):
         make_sketch(jax.random.key(0), size, width)
+
+
+def specifications(count, m=5, d=3, seed=0, offset=0.0):
+    """Padded stacks of weighted points: groups that differ, so that there is something to find."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(count, m, d)) + 2 * rng.normal(size=(count, 1, d)) + offset
+    beta = rng.dirichlet(np.ones(m), count)
+    beta[:, -1] = 0
+    z[:, -1] = z[:, 0]
+    return z.astype(np.float32), beta / beta.sum(1, keepdims=True)
+
+
+def bounds(p, i, j):
+    near = ((p.coordinates[i] - p.coordinates[j]) ** 2).sum()
+    return near + (p.rest[i] - p.rest[j]) ** 2, near + (p.rest[i] + p.rest[j]) ** 2
+
+
+def test_a_projection_by_hand():
+    # Linear kernel, landmarks 0 and 2 on a line: mu_0 is the point 1, psi the line's direction.
+    points = np.array([[0, 0], [2, 0]], np.float32)
+    landmarks = choose_landmarks(
+        jax.random.key(0), points[:, None], np.ones((2, 1)), Linear(), count=2, width=9
+    )
+    assert landmarks.basis.shape == (2, 1)
+    z, beta = np.array([[[5, 3], [3, 1]]], np.float32), np.array([[0.5, 0.5]])
+    found = project(landmarks, Linear(), z, beta)  # the mean is (4, 2)
+    assert_allclose(np.abs(found.coordinates), [[3]])
+    assert_allclose(found.rest, [2])
+    assert_allclose(found.self_term, [-(2**2 + 2**2) / 4])  # 2 pairs of 1/4, deficit -8/2 each
+
+
+@pytest.mark.parametrize("kernel", oracle.ALL_KERNELS, ids=oracle.kernel_name)
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_projections_bound_every_distance(kernel, offset):
+    z, beta = specifications(30, offset=offset)
+    key = jax.random.key(1)
+    landmarks = choose_landmarks(key, z, beta, kernel, count=12, width=4)
+    p = project(landmarks, kernel, z, beta)
+    shares = []
+    for i in range(0, 30, 3):
+        for j in range(i):
+            distance = oracle.squared_mmd(kernel, RKME(z[i], beta[i]), RKME(z[j], beta[j]))
+            lower, upper = bounds(p, i, j)
+            assert lower - 1e-9 <= distance <= upper + 1e-9
+            shares.append(lower / distance)
+    assert np.median(shares) > 0.08  # they say something
+
+
+@pytest.mark.parametrize("kernel", oracle.ALL_KERNELS, ids=oracle.kernel_name)
+def test_nothing_is_left_of_what_landmarks_span(kernel):
+    z, beta = specifications(6, m=4)
+    landmarks = choose_landmarks(jax.random.key(0), z, beta, kernel, count=9000, width=400)
+    assert len(landmarks.points) == 6 * 3  # every point with weight, once
+    p = project(landmarks, kernel, z, beta)
+    assert p.rest.max() < 1e-6
+    for i in range(1, 6):
+        distance = oracle.squared_mmd(kernel, RKME(z[0], beta[0]), RKME(z[i], beta[i]))
+        assert_allclose(bounds(p, 0, i), distance, rtol=1e-7)
+
+
+def test_components_come_in_the_order_of_what_they_hold():
+    z, beta = specifications(50)
+    key, kernel = jax.random.key(2), Gaussian(0.3)
+    whole = choose_landmarks(key, z, beta, kernel, count=20, width=20)
+    part = choose_landmarks(key, z, beta, kernel, count=20, width=5)
+    assert_array_equal(part.basis, whole.basis[:, :5])
+    power = (project(whole, kernel, z, beta).coordinates ** 2).sum(0)
+    assert (np.diff(power) < 0).all()
+    p = project(part, kernel, z, beta)
+    lost = (project(whole, kernel, z, beta).coordinates[:, 5:] ** 2).sum(1)
+    assert_allclose(p.rest**2, project(whole, kernel, z, beta).rest ** 2 + lost, rtol=1e-9)
+
+
+def test_projection_does_not_depend_on_company():
+    z, beta = specifications(1030)
+    landmarks = choose_landmarks(jax.random.key(0), z, beta, Gaussian(0.3), count=16, width=8)
+    together = project(landmarks, Gaussian(0.3), z, beta)
+    for i in (0, 511, 512, 1029):
+        alone = project(landmarks, Gaussian(0.3), z[i : i + 1], beta[i : i + 1])
+        for one, many in zip(alone, together, strict=True):
+            assert_allclose(one[0], many[i], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"count": 0}, {"width": 0}])
+def test_landmarks_refuse_sizes(settings):
+    with pytest.raises(ValueError, match="want at least one of each"):
+        choose_landmarks(jax.random.key(0), *specifications(3), Gaussian(1.0), **settings)
+
+
+def test_landmarks_refuse_points_that_are_one():
+    z, beta = np.ones((4, 2, 3), np.float32), np.full((4, 2), 0.5)
+    with pytest.raises(ValueError, match="do not differ"):
+        choose_landmarks(jax.random.key(0), z, beta, Gaussian(1.0))
+
+
+@pytest.mark.parametrize("dtype", CODES)
+def test_codes_are_as_far_off_as_they_say(dtype):
+    x = np.random.default_rng(0).normal(size=(40, 7)) * 10.0 ** np.arange(-20, 20)[:, None]
+    x[3] = 0
+    coded = quantise(x, dtype)
+    back = coded.scale[:, None].astype(np.float64) * coded.code.astype(np.float64)
+    off = np.linalg.norm(x - back, axis=1)
+    assert (off <= coded.error).all()
+    assert_allclose(coded.error, off, rtol=1e-6)
+    # Half a unit in the last place of each number, or of the largest.
+    worst = {"int8": 7**0.5 / 254, "bfloat16": 2.0**-8, "float32": 2.0**-24}[dtype]
+    assert (off <= worst * np.abs(x).max(1) * 7**0.5).all()
+    assert off.max() > 0
+
+
+def test_int8_codes_by_hand():
+    coded = quantise(np.array([[2.54, -1.0, 0.004]]), "int8")
+    assert_array_equal(coded.code, [[127, -50, 0]])
+    assert_allclose(coded.scale, [0.02], rtol=1e-6)
+    assert_allclose(coded.error, [0.004], rtol=1e-5)
+
+
+def test_quantise_refuses_another_dtype():
+    with pytest.raises(ValueError, match=r"got dtype='int4'; want one of int8, bfloat16, float32"):
+        quantise(np.ones((1, 2)), "int4")
+
+
+def test_rounding_up_is_the_next_float32():
+    x = np.array([1.0, 1 + 1e-9, -1 - 1e-9, 0.1])
+    up = round_up_float32(x)
+    assert_array_equal(up, np.array([1, 1 + 2.0**-23, -1, np.float32(0.1)], np.float32))
+    assert (up >= x).all()
+
+
+def test_random_features_give_the_kernel_on_average():
+    kernel, d, count = Gaussian(0.4), 6, 8
+    z, beta = specifications(3, d=d)
+    z /= 2
+
+    def products(key):
+        f = random_features(orthogonal_frequencies(key, kernel, d, count), z, beta)
+        return f @ f.T
+
+    found = np.asarray(jax.vmap(products)(jax.random.split(jax.random.key(0), 3000)), np.float64)
+    for i in range(3):
+        for j in range(3):
+            want = oracle.inner(kernel, RKME(z[i], beta[i]), RKME(z[j], beta[j]))
+            assert abs(found[:, i, j].mean() - want) < 4 * found[:, i, j].std() / 3000**0.5
+            assert want > 0.01
+
+
+def test_frequencies_of_a_block_are_orthogonal():
+    rows = np.asarray(orthogonal_frequencies(jax.random.key(0), Gaussian(0.5), 5, 8), np.float64)
+    gram = rows @ rows.T
+    for block in (gram[:5, :5], gram[5:, 5:]):
+        assert_allclose(block, np.diag(np.diag(block)), atol=1e-5)
+    assert np.abs(gram[:5, 5:]).max() > 0.1
