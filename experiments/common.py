@@ -1,10 +1,12 @@
 """What experiments share: their command line, their files, texts made into specifications."""
 
 import contextlib
+import faulthandler
 import hashlib
 import importlib
 import json
 import logging as python_logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +29,16 @@ from learnware_jax.specification.reduce import Reduced
 BAD_INPUT = (
     2  # exit status for what the user can mend; anything else is a bug and shows a traceback
 )
+LOST = 3  # exit status where another process of the run is gone
+# A process that has not been heard of for so long is gone.
+HEARTBEAT_SECONDS = 20
 
 
-def launch(run: Callable[[ConfigDict], dict]) -> None:
-    """The command line of an experiment: `--config=FILE:SIZE`, overrides, one-paragraph errors."""
+def launch(run: Callable[[ConfigDict], dict], *, several_hosts: bool = False) -> None:
+    """The command line of an experiment: `--config=FILE:SIZE`, overrides, one-paragraph errors.
+
+    With `several_hosts`, processes on several hosts may run it together.
+    """
     program = sys.modules["__main__"]
     name = Path(program.__file__).stem
     # --help shows the program's docstring; what there is to set stands in its configuration's.
@@ -54,7 +62,19 @@ def launch(run: Callable[[ConfigDict], dict]) -> None:
             jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         try:
+            if several_hosts:
+                join_hosts(flags.FLAGS)
             run(config.value)
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1:
+                raise
+            # No tidy end: it would wait for the process that is gone.
+            say(
+                f"error: process {jax.process_index()} of {jax.process_count()} cannot reach the "
+                "others: one of them ended, or the network did. See what it said, then start all "
+                f"of them again; the dock is as it was.\n({str(error).splitlines()[0]})"
+            )
+            os._exit(LOST)
         except (ValueError, TypeError, OSError, FloatingPointError) as error:
             if flags.FLAGS.debug:
                 raise
@@ -62,7 +82,36 @@ def launch(run: Callable[[ConfigDict], dict]) -> None:
             sys.exit(BAD_INPUT)
 
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    if several_hosts:
+        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; same for all processes.")
+        flags.DEFINE_integer("num_processes", None, "How many processes run together.")
+        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
     app.run(main)
+
+
+def join_hosts(values: flags.FlagValues) -> None:
+    """Join the processes of this run, if flags say so, or SLURM, or a TPU slice of several hosts.
+
+    ValueError for one flag without the others.
+    """
+    given = (values.coordinator, values.num_processes, values.process_id)
+    if None in given:
+        if given != (None, None, None):
+            raise ValueError(
+                f"got --coordinator={given[0]}, --num_processes={given[1]}, --process_id="
+                f"{given[2]}; want all three of them, or none."
+            )
+        together = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+        if not together and "," not in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+            return
+    elif not 0 <= values.process_id < values.num_processes:
+        raise ValueError(
+            f"got --process_id={values.process_id}, --num_processes={values.num_processes}; want "
+            "an id from 0 to one less than the number."
+        )
+    # JAX aborts a process whose fellows are gone, and says so; our stack would only hide it.
+    faulthandler.disable()
+    jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def write_json(path: Path, content: Any) -> None:
