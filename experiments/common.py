@@ -3,7 +3,7 @@
 import contextlib
 import faulthandler
 import hashlib
-import importlib
+import importlib.util
 import json
 import logging as python_logging
 import os
@@ -101,8 +101,13 @@ def join_hosts(values: flags.FlagValues) -> None:
                 f"got --coordinator={given[0]}, --num_processes={given[1]}, --process_id="
                 f"{given[2]}; want all three of them, or none."
             )
-        together = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-        if not together and "," not in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        # JAX finds out the rest. On a TPU it asks the host's metadata, also for a slice of one.
+        tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+        tpu = importlib.util.find_spec("libtpu") and [
+            *Path("/dev").glob("accel*"),
+            *Path("/dev").glob("vfio/*"),
+        ]
+        if tasks == 1 and not tpu:
             return
     elif not 0 <= values.process_id < values.num_processes:
         raise ValueError(

@@ -306,3 +306,39 @@ def _write(figure, path: Path):
     # are drawn as paths, so that no font is needed.
     with rc_context({"svg.hashsalt": "learnware_jax", "svg.fonttype": "path"}):
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+class Curve(NamedTuple):
+    """Points of one line of `plot_scaling`."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def plot_scaling(path: Path, x_label: str, panels: dict[str, Sequence[Curve]]) -> None:
+    """Log-log curves, a panel for each label of y, and a grey line of slope one to compare with."""
+    figure = _new(figsize=(4.6 * len(panels), 3.6))
+    markers = "osD^vPX"
+    for axis, (y_label, curves) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True
+    ):
+        for i, curve in enumerate(curves):
+            axis.plot(
+                curve.x,
+                curve.y,
+                marker=markers[i % len(markers)],
+                color=COLORS[i],
+                label=curve.name,
+            )
+        x = np.array([min(min(c.x) for c in curves), max(max(c.x) for c in curves)], float)
+        top = max(max(c.y) for c in curves)
+        axis.plot(x, top * x / x[1], color="0.75", zorder=0, label="linear")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        axis.grid(color="0.92")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=8, frameon=False)
+    _write(figure, path)

@@ -3,7 +3,11 @@
 import functools
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -252,6 +256,52 @@ def test_compiles_once_for_every_bucket_in_use(tiny, monkeypatch):
     assert widths == [(28, 16), (7, 64), (6, 70)]
     embed(tiny, sentences(*range(33, 81), *range(3, 17)), **settings)
     assert len(widths) == 3
+
+
+ON_EIGHT_DEVICES = """
+import sys
+import jax, numpy as np
+from learnware_jax.slm import encoder as slm
+
+tiny, texts = slm.load_encoder(sys.argv[1]), open(sys.argv[2]).read().split("\\n")
+settings = dict(max_tokens=40, batch_tokens=80, progress=False)
+mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+forward, seen = slm._forward, []
+
+def watched(params, ids, lengths, **static):
+    out = forward(params, ids, lengths, **static)
+    pieces = {shard.data.shape for x in (ids, out) for shard in x.addressable_shards}
+    copied = all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
+    seen.append((len(out.sharding.device_set), copied, sorted(pieces)))
+    return out
+
+slm._forward = watched
+cut = slm.embed(tiny, texts, **settings, mesh=mesh)
+slm._forward = forward
+np.savez(sys.argv[3], cut=cut, whole=slm.embed(tiny, texts, **settings))
+print(sorted(set(map(str, seen))))
+"""
+
+
+def test_eight_devices_share_a_batch_and_give_the_rows_of_one(folder, tmp_path):
+    lengths = np.random.default_rng(3).integers(3, 41, 75)
+    (tmp_path / "texts").write_text("\n".join(sentences(*lengths, seed=3)))
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES, folder, tmp_path / "texts", tmp_path / "x.npz"],
+        env=os.environ
+        | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = np.load(tmp_path / "x.npz")
+    assert len(rows["whole"]) == 75
+    assert_allclose(rows["cut"], rows["whole"], rtol=0, atol=1e-6)
+    # Every device has its own part of a batch of 80 tokens: 5 texts of 16, 2 of 32, 2 of 40.
+    assert done.stdout.strip() == str(
+        [str((8, True, sorted([(n, 12), (n, width)]))) for n, width in ((2, 32), (2, 40), (5, 16))]
+    )
 
 
 def test_hashes_are_those_of_the_files(tiny, folder):

@@ -268,3 +268,36 @@ def test_dock_command_lists_checks_and_removes(dock, tmp_path):
     assert "6 learnwares, 1 unsound." in checked.stdout
     assert call("--remove=asdiv").returncode == 0
     assert call("--check").stdout == "5 learnwares, 0 unsound.\n"
+    assert call().stdout.endswith("\nNo index.\n")
+
+
+def test_dock_command_looks_after_the_index(dock, tmp_path):
+    path = tmp_path / "dock"
+    shutil.copytree(dock, path)
+
+    def call(*options):
+        command = [sys.executable, "-m", "experiments.dock", f"--dock={path}", *options]
+        return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+
+    built = call("--index").stdout
+    size = sum(file.stat().st_size for file in (path / "index").iterdir())
+    assert built == f"Index: 6 rows, 0 dead, {size:,} bytes, up to date.\n"
+    assert call("--remove=asdiv").returncode == 0
+    checked = call("--check")
+    assert checked.returncode == 0
+    assert checked.stdout == (
+        f"5 learnwares, 0 unsound.\nIndex: 6 rows, 1 dead, {size:,} bytes, up to date. "
+        "0 rows or learnwares differ.\n"
+    )
+    gone, *_ = store.list_ids(path)
+    store.remove(path, gone)
+    checked = call("--check")
+    assert checked.returncode == 1
+    assert f"{gone}: in the index, but not in the dock\n" in checked.stdout
+    assert "behind the dock: update it with --index. 1 rows or" in checked.stdout
+    assert "behind the dock" in call().stdout
+    assert call("--index").stdout.endswith("up to date.\n")
+    (path / "index" / "index.json").write_text("{")
+    done = call("--index")
+    assert done.returncode == 2 and done.stderr.startswith("error: update: ")
+    assert "delete" in done.stderr and "Traceback" not in done.stderr

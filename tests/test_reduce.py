@@ -11,7 +11,7 @@ from learnware_jax.specification import kernels
 from learnware_jax.specification import reduce as reduce_module
 from learnware_jax.specification.kernels import Gaussian, Linear
 from learnware_jax.specification.reduce import REDUCERS, Reduced, reduce, reduce_many
-from learnware_jax.specification.rkme import from_rows
+from learnware_jax.specification.rkme import RKME, from_rows
 
 # One shape for nearly all tests: Gauss-Newton compiles once for it, padded to 128 rows.
 N, M, D = 120, 6, 8
@@ -215,8 +215,8 @@ def test_large_samples_weigh_all_rows_and_estimate_the_residual(x, kernel, monke
     # Ordered, so that a subsample of the first rows would show.
     x = x[np.argsort(x[:, 0])]
     exact = residual(kernel, x, reduce(KEY, x, 40, kernel, method="herding"))
-    monkeypatch.setattr(reduce_module, "_FIT_ROWS", 70)
-    monkeypatch.setattr(reduce_module, "_RESIDUAL_ROWS", 70)
+    monkeypatch.setattr(reduce_module, "FIT_ROWS", 70)
+    monkeypatch.setattr(reduce_module, "RESIDUAL_ROWS", 70)
     fitted = reduce(KEY, x, M, kernel)
     # The points come from a part of the rows; their weights are optimal for all.
     k, c = (
@@ -237,6 +237,127 @@ def test_long_samples_are_read_in_pieces(x, kernel, monkeypatch):
     monkeypatch.setattr(reduce_module, "_BLOCK", 4)  # pieces of 64 rows: the last one is short
     result = reduce(KEY, x, M, kernel, method="random")
     assert_sound(kernel, x, result, M)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return np.random.default_rng(1).dirichlet(np.full(N, 0.3))
+
+
+@pytest.mark.parametrize("method", REDUCERS)
+def test_rows_count_by_their_weights(x, kernel, weights, method):
+    result = reduce(KEY, x, M, kernel, method=method, weights=weights)
+    target = RKME(x.astype(np.float64), weights)
+    exact = oracle.squared_mmd(kernel, target, result.spec)
+    assert_allclose(result.residual, exact, atol=4e-7)
+    assert result.n == N
+    k, c = oracle.gram(kernel, result.spec.z, result.spec.z), oracle.gram(kernel, result.spec.z, x)
+    gradient = k @ result.spec.beta - c @ weights
+    gap = gradient @ result.spec.beta - gradient.min()
+    assert_allclose(result.gap, gap, atol=1e-6)
+    if method != "random":  # which may be lucky: what does not see the weights is further away
+        blind = reduce(KEY, x, M, kernel, method=method).spec
+        assert exact < 0.8 * oracle.squared_mmd(kernel, target, blind)
+
+
+@pytest.mark.parametrize("method", ["gauss_newton", "kmeans", "herding"])
+def test_a_weight_is_as_good_as_repetition(x, kernel, method):
+    rows, times = x[:60], np.arange(60) % 3 + 1
+    repeated = reduce(KEY, np.repeat(rows, times, 0), M, kernel, method=method, start="noise")
+    weighted = reduce(KEY, rows, M, kernel, method=method, start="noise", weights=times / 120)
+    if method == "herding":
+        order = [np.lexsort(r.spec.z.T) for r in (repeated, weighted)]
+        assert_allclose(repeated.spec.z[order[0]], weighted.spec.z[order[1]], atol=1e-6)
+    assert_allclose(weighted.residual, repeated.residual, rtol=0.05, atol=4e-7)
+
+
+def test_equal_weights_are_none(x, kernel):
+    plain = reduce(KEY, x, M, kernel, start="noise")
+    equal = reduce(KEY, x, M, kernel, start="noise", weights=np.full(N, 1 / N, np.float32))
+    assert_allclose(equal.spec.z, plain.spec.z, atol=0.02)
+    assert_allclose(equal.residual, plain.residual, rtol=2e-3)
+
+
+def test_rows_of_weight_zero_are_left_out(x, kernel):
+    weights = np.where(np.arange(N) % 2, 2 / N, 0)
+    result = reduce(KEY, x, M, kernel, weights=weights)
+    assert_same(result, reduce(KEY, x[1::2], M, kernel, weights=weights[1::2]))
+    assert result.n == N // 2
+    few = reduce(KEY, x[:4], M, kernel, weights=np.array([0.5, 0.0, 0.2, 0.3]))
+    assert_array_equal(few.spec.z, x[[0, 2, 3]])
+    assert_array_equal(few.spec.beta, [0.5, 0.2, 0.3])
+    assert abs(few.residual) < 4e-7
+
+
+def test_starts_follow_the_weights(x, kernel):
+    heavy = np.where(np.arange(N) < M, 0.999 / M, 0.001 / (N - M))
+    started = reduce(KEY, x, M, kernel, steps=0, weights=heavy).spec.z
+    assert np.mean([(x[:M] == z).all(1).any() for z in started]) > 0.7
+    tall = np.random.default_rng(1).standard_normal((N, D)) * 3 + 7
+    tall[:M] = np.arange(M)[:, None]
+    z = np.concatenate(
+        [
+            reduce(jax.random.key(i), tall, M, kernel, start="noise", steps=0, weights=heavy).spec.z
+            for i in range(9)
+        ]
+    )
+    assert_allclose(z.mean(0), 2.5, atol=1)
+    assert_allclose(z.std(0), np.std(np.arange(M)), rtol=0.4)
+
+
+def test_large_weighted_samples_weigh_all_rows_and_estimate_the_residual(
+    x, kernel, weights, monkeypatch
+):
+    monkeypatch.setattr(reduce_module, "FIT_ROWS", 70)
+    monkeypatch.setattr(reduce_module, "RESIDUAL_ROWS", 70)
+    monkeypatch.setattr(reduce_module, "_BLOCK", 4)  # pieces of 64 rows
+    fitted = reduce(KEY, x, M, kernel, weights=weights)
+    k = oracle.gram(kernel, fitted.spec.z, fitted.spec.z)
+    gradient = k @ fitted.spec.beta - oracle.gram(kernel, fitted.spec.z, x) @ weights
+    assert gradient @ fitted.spec.beta - gradient.min() < 1e-6
+    # The points are drawn to where the weight is.
+    target = RKME(x.astype(np.float64), weights)
+    blind = reduce(KEY, x, M, kernel).spec
+    exact = oracle.squared_mmd(kernel, target, fitted.spec)
+    assert exact < 0.8 * oracle.squared_mmd(kernel, target, blind)
+    # Herding draws nothing here, so only the residual's pairs differ between keys.
+    runs = [
+        reduce(jax.random.key(i), x, 40, kernel, method="herding", weights=weights)
+        for i in range(100)
+    ]
+    exact = oracle.squared_mmd(kernel, target, runs[0].spec)
+    draws = np.array([run.residual for run in runs])
+    assert draws.std() > 0
+    assert abs(draws.mean() - exact) < 4 * draws.std() / np.sqrt(len(draws))
+
+
+def test_one_row_may_weigh_nearly_all_of_a_large_sample(x, kernel, monkeypatch):
+    monkeypatch.setattr(reduce_module, "FIT_ROWS", 70)
+    weights = np.where(np.arange(N) == 7, 1.0, 1e-12)
+    result = reduce(KEY, x, M, kernel, weights=weights / weights.sum())
+    assert len(result.spec.beta) == M
+    assert abs(result.residual) < 1e-6
+
+
+SHARES = np.full(3, 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([SHARES, SHARES], "reduce: got 2 arrays of weights, 1 samples; want as many"),
+        ([np.full(2, 0.5)], r"sample 0: got beta of shape \(2,\) .* for 3 points; want one"),
+        ([np.array([0.5, 0.6, -0.1])], "sample 0: weights must be non-negative and sum to one"),
+        (
+            [SHARES * 2],
+            "non-negative and sum to one; got a smallest weight of 0.667 and a sum of 2",
+        ),
+        ([np.array([np.nan, 0.5, 0.5])], "sample 0: 1 weights are NaN"),
+    ],
+)
+def test_bad_weights(weights, message):
+    with pytest.raises(ValueError, match=message):
+        reduce_many(KEY, [np.eye(3)], 2, Gaussian(1.0), weights=weights)
 
 
 @pytest.mark.parametrize(

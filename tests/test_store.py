@@ -64,7 +64,8 @@ def dock(tmp_path) -> Path:
 
 
 def hidden(dock: Path) -> list[str]:
-    return [path.name for path in dock.rglob(".*") if path.name != ".lock"]
+    """What is on its way, or left of it."""
+    return [path.name for path in dock.rglob(".*") if path.name not in (".lock", ".moving")]
 
 
 # Round trips
@@ -343,23 +344,120 @@ def test_a_replacement_while_reading_is_noticed(dock, monkeypatch, part):
     assert bits(store.read_learnware(dock, "a")) == bits(version("a", 4))
 
 
-def test_a_learnware_set_aside_is_still_there(dock):
+@pytest.mark.parametrize("earlier", [False, True], ids=["this version", "an earlier version"])
+def test_a_learnware_set_aside_is_still_there(dock, earlier):
     """A writer killed between its two renames: readers see the old one, the next writer mends."""
     store.add(dock, version("a", 1))
     learnwares = dock / "learnwares"
-    shutil.copytree(learnwares / "a", learnwares / ".new-a")
-    (learnwares / "a").rename(learnwares / ".old-a")
+    if earlier:
+        (dock / ".moving").rmdir()
+    left = learnwares if earlier else dock / ".moving"
+    shutil.copytree(learnwares / "a", left / ".new-a")
+    (learnwares / "a").rename(left / ".old-a")
+    (left / ".gone-b").mkdir()
     assert store.list_ids(dock) == ["a"]
     assert bits(store.read_learnware(dock, "a")) == bits(version("a", 1))
+    assert store.card_of(dock, "a") == version("a", 1).card
     with pytest.raises(FileExistsError, match="has a learnware 'a' already"):
         store.add(dock, version("a", 2))
     assert sorted(path.name for path in learnwares.iterdir()) == ["a"]
+    assert hidden(dock) == []
+
+
+def test_writers_do_not_list_the_learnwares(dock, monkeypatch):
+    store.add(dock, version("a", 1))
+    listed = []
+    for name in ("listdir", "scandir"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path, real=real: listed.append(path) or real(path))
+    store.add(dock, version("b", 1))
+    store.add(dock, version("a", 2), replace=True)
+    store.remove(dock, "b")
+    assert dock / ".moving" in listed and dock / "learnwares" not in listed
+    assert store.list_ids(dock) == ["a"] and dock / "learnwares" in listed
+
+
+def test_a_replacement_while_listing_is_not_missed(dock, monkeypatch):
+    """Between the two renames when learnwares are listed, done when the other folder is."""
+    store.add(dock, version("a", 1))
+    store.add(dock, version("b", 1))
+    real, home, aside = os.listdir, dock / "learnwares/a", dock / ".moving/.old-a"
+
+    def listdir(folder):
+        if folder == dock / "learnwares" and home.exists():
+            home.rename(aside)
+            return real(folder)
+        if folder == dock / ".moving" and aside.exists():
+            monkeypatch.setattr(os, "listdir", real)
+            aside.rename(home)
+        return real(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert store.list_ids(dock) == ["a", "b"]
+
+
+def test_every_change_leaves_another_mark(dock, monkeypatch):
+    start = store.mark(dock)
+    first = store.add(dock, version("a", 1))
+    second = store.add(dock, version("a", 2), replace=True)
+    third = store.remove(dock, "a")
+    # Each begins where the last one ended, so that whoever else had come between would show.
+    assert [*first, *second, *third] == [
+        *(start, first.after, first.after),
+        *(second.after, second.after, store.mark(dock)),
+    ]
+    assert len({start, first.after, second.after, third.after}) == 4
+    (dock / "learnwares/by-hand").mkdir()
+    assert store.mark(dock) != third.after
+
+
+def test_a_change_waits_for_a_clock_that_stands(dock, monkeypatch):
+    """A disk that counts time in steps: two changes within one would leave the same mark."""
+    before = store.add(dock, version("a", 1)).after
+    asked = []
+
+    def utime(path):
+        asked.append(path)
+        now = before if len(asked) < 4 else before + 10**6
+        real(path, ns=(now, now))
+
+    real = os.utime
+    monkeypatch.setattr(os, "utime", utime)
+    store.remove(dock, "a")
+    assert asked == [dock / ".moving"] * 4
+
+
+def test_stamps_change_with_the_specification_alone(dock):
+    for id in "ab":
+        store.add(dock, version(id, 1))
+    a, b, absent = map(int, store.stamps(dock, ["a", "b", "absent"]))
+    assert absent == 0 and len({0, a, b}) == 3
+    (dock / "learnwares/a/card.json").write_text("{}")
+    assert store.stamps(dock, ["a", "b"]).tolist() == [a, b]
+    file = dock / "learnwares/a/rkme.safetensors"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    store.add(dock, version("a", 5), replace=True)  # as many points as version 1, so as many bytes
+    os.utime(file, ns=times)
+    assert store.stamps(dock, ["a"]).tolist() != [a]
+    c = store.stamps(dock, ["b"]).tolist()
+    (dock / "learnwares/b/rkme.safetensors").write_bytes(file.read_bytes())
+    assert store.stamps(dock, ["b"]).tolist() != c
+
+
+def test_unsound_learnwares_are_read_as_problems(dock):
+    for id in "ab":
+        store.add(dock, version(id, 1))
+    (dock / "learnwares/b/card.json").unlink()
+    good, bad, absent = store.read_each(dock, ["a", "b", "c"])
+    assert bits(good) == bits(version("a", 1))
+    assert bad.id == "b" and "restore it" in bad.reason
+    assert absent.id == "c" and "has no learnware 'c'" in absent.reason
 
 
 def test_one_writer_at_a_time(dock, monkeypatch):
     monkeypatch.setattr(store, "LOCK_SECONDS", 0.05)
     store.add(dock, version("a", 1))
-    (dock / "learnwares/.new-b").mkdir()
+    (dock / ".moving/.new-b").mkdir()
     with filelock.FileLock(dock / ".lock"):
         for write in (
             lambda: store.add(dock, version("c", 1)),
@@ -367,10 +465,10 @@ def test_one_writer_at_a_time(dock, monkeypatch):
         ):
             with pytest.raises(TimeoutError, match=r"another process .* for 0\.05 s; wait for it"):
                 write()
-        assert (dock / "learnwares/.new-b").exists()  # the living writer's work
+        assert (dock / ".moving/.new-b").exists()  # the living writer's work
         assert [learnware.id for learnware in store.load(dock)] == ["a"]
     store.remove(dock, "a")
-    assert list((dock / "learnwares").iterdir()) == []
+    assert list((dock / "learnwares").iterdir()) == list((dock / ".moving").iterdir()) == []
 
 
 # Specification files that are damaged or lie
@@ -587,6 +685,7 @@ def test_ids_cannot_leave_the_dock(dock, id):
         ("learnwares/a/rkme.safetensors", r"rkme\.safetensors is a symbolic link"),
         ("learnwares", "learnwares is a symbolic link"),
         ("dock.json", r"dock\.json is a symbolic link"),
+        (".moving", r"\.moving is a symbolic link"),
     ],
 )
 def test_links_are_not_followed(dock, tmp_path, inside, message):
@@ -595,6 +694,15 @@ def test_links_are_not_followed(dock, tmp_path, inside, message):
     (dock / inside).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=message):
         store.read_learnware(dock, "a")
+
+
+def test_nothing_is_deleted_through_a_link(dock, tmp_path):
+    (tmp_path / "elsewhere/.gone-precious").mkdir(parents=True)
+    (dock / ".moving").rmdir()
+    (dock / ".moving").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"add: .*\.moving is a symbolic link; a dock holds none"):
+        store.add(dock, version("a", 1))
+    assert (tmp_path / "elsewhere/.gone-precious").is_dir()
 
 
 @pytest.mark.parametrize("stray", ["link", "dangling", "file"])
@@ -651,6 +759,9 @@ USES = {
     "read_header": store.read_header,
     "read_space": store.read_space,
     "read_learnware": lambda path: store.read_learnware(path, "a"),
+    "read_each": lambda path: list(store.read_each(path)),
+    "card_of": lambda path: store.card_of(path, "a"),
+    "stamps": lambda path: store.stamps(path, ["a"]),
 }
 
 

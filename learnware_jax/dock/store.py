@@ -4,11 +4,13 @@
     DOCK/learnwares/ID/card.json            semantic specification: name, domain, description, ...
     DOCK/learnwares/ID/KIND.safetensors     statistical specification: z, beta and their header
     DOCK/learnwares/ID/adapter/             the model, where it has one: a LoRA adapter, as PEFT's
+    DOCK/.moving/                           what is on its way in or out
 
-A learnware is written beside its place and renamed into it, so a killed writer leaves the old
-learnware or the new one. Writers take turns on DOCK/.lock. Readers take no lock, so that a dock on
-read-only media serves: what they return is one version of a learnware, never parts of two. Reading
-executes nothing.
+A learnware is written in DOCK/.moving and renamed into its place, so a killed writer leaves the old
+learnware or the new one. Writers take turns on DOCK/.lock, and list no learnwares: what they cost
+does not depend on how many there are. Readers take no lock, so that a dock on read-only media
+serves: what they return is one version of a learnware, never parts of two. Reading executes
+nothing.
 
 A specification of any kind is a mean embedding, `RKME(z, beta)`: an RKME of embedded texts
 ("rkme"), one row of z a random seed for parameter vectors ("pave"), a single row for a gradient or
@@ -21,8 +23,9 @@ import re
 import secrets
 import shutil
 import stat
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +55,8 @@ ADAPTER_FILES = {  # and how large they may be
     "adapter_model.safetensors": MAX_ADAPTER_BYTES,
 }
 LOCK_SECONDS = 30.0
-# Names that no learnware can have, for folders on their way in, replaced, and on their way out.
+# Folders on their way in, replaced, and on their way out, in DOCK/.moving. Earlier versions left
+# them among the learnwares; no id can be such a name.
 NEW, OLD, GONE = ".new-", ".old-", ".gone-"
 
 StrPath = str | os.PathLike[str]
@@ -72,6 +76,13 @@ class Problem(NamedTuple):
 
     id: str
     reason: str
+
+
+class Change(NamedTuple):
+    """The marks of a dock (see `mark`) just before and just after a learnware came or went."""
+
+    before: int
+    after: int
 
 
 def create_dock(path: StrPath, space: dict[str, Any], kind: str = "rkme") -> None:
@@ -115,7 +126,7 @@ def add(
     *,
     adapter: Mapping[str, bytes] | None = None,
     replace: bool = False,
-) -> None:
+) -> Change:
     """Put a learnware into the dock, durably: when this returns, it is on the disk.
 
     `adapter` holds the two files of PEFT by name; their hashes are put on the card, as "adapter".
@@ -155,36 +166,72 @@ def add(
         header, _dock_header(path, where="add"), what=f"add: {id!r} and the dock {path}"
     )
     spec_bytes = _encode(spec, header, where=f"add: {id!r}")
-    with _writing(path, where="add") as learnwares:
+    with _writing(path, where="add") as (learnwares, moving):
         home = learnwares / id
         taken = os.path.lexists(home)
         if taken and not replace:
             raise FileExistsError(
                 f"add: {path} has a learnware {id!r} already; use another id, or replace=True."
             )
-        new = learnwares / f"{NEW}{id}"
+        new = moving / f"{NEW}{id}"
         new.mkdir()
-        write_file(new / "card.json", card_bytes, where="add")
-        write_file(new / _spec_name(header.kind), spec_bytes, where="add")
         if adapter is not None:
             (new / "adapter").mkdir()
             for name in ADAPTER_FILES:
-                write_file(new / "adapter" / name, adapter[name], where="add")
+                _write_new(new / "adapter" / name, adapter[name], where="add")
+            sync(new / "adapter")
+        _write_new(new / "card.json", card_bytes, where="add")
+        _write_new(new / _spec_name(header.kind), spec_bytes, where="add")
+        sync(new)
+        before = _await_mark(learnwares, moving)
         if taken:
-            home.rename(learnwares / f"{OLD}{id}")
+            home.rename(moving / f"{OLD}{id}")
         new.rename(home)
-        _sync(learnwares)
+        sync(learnwares)
+        return Change(before, mark(path))
 
 
-def remove(path: StrPath, id: str) -> None:
-    """Take a learnware out of the dock and delete its files."""
+def remove(path: StrPath, id: str) -> Change:
+    """Take a learnware out of the dock and delete its files. FileNotFoundError if it is absent."""
     check_id(id, where="remove")
     _dock_header(path, where="remove")
-    with _writing(path, where="remove") as learnwares:
+    with _writing(path, where="remove") as (learnwares, moving):
         if not os.path.lexists(learnwares / id):
             raise _missing(path, id, where="remove")
-        (learnwares / id).rename(learnwares / f"{GONE}{id}")
-        _sync(learnwares)
+        before = _await_mark(learnwares, moving)
+        (learnwares / id).rename(moving / f"{GONE}{id}")
+        sync(learnwares)
+        return Change(before, mark(path))
+
+
+def mark(path: StrPath) -> int:
+    """A number that is another one after every `add` and `remove`, by whichever process.
+
+    It is the time at which the names in DOCK/learnwares last changed (ns), so folders put there by
+    other means are seen too, and a copy that keeps times keeps it.
+    """
+    return _learnwares(path).stat().st_mtime_ns
+
+
+def stamps(path: StrPath, ids: Iterable[str]) -> np.ndarray:
+    """A number for each of these learnwares, uint64, that tells whether its specification is still
+    the file it was: hashed from inode, time of writing and size.
+
+    A copy of the dock has other stamps. Zero for a learnware that is not in its place. Read before
+    the specification, an old stamp may stand for a newer specification, never the other way round.
+    """
+    name = _spec_name(_dock_header(path, where="stamps").kind)
+    root = os.fspath(_learnwares(path))
+
+    def one(id):
+        try:
+            status = os.lstat(f"{root}/{id}/{name}")
+        except OSError:
+            return 0
+        what = f"{status.st_ino} {status.st_mtime_ns} {status.st_size}"
+        return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "little")
+
+    return np.fromiter(map(one, ids), np.uint64)
 
 
 def list_ids(path: StrPath) -> list[str]:
@@ -198,6 +245,17 @@ def read_learnware(path: StrPath, id: str) -> Learnware:
     return _read(path, id, _dock_header(path, where="read_learnware"), where="read_learnware")
 
 
+def card_of(path: StrPath, id: str) -> dict[str, Any]:
+    """The semantic specification of one learnware. Errors are those of `read_learnware`."""
+
+    def read(folder):
+        refuse_link(folder / "card.json", where="card_of")
+        return read_card(folder / "card.json", where="card_of")
+
+    _dock_header(path, where="card_of")
+    return _read_whole(path, id, read, where="card_of")
+
+
 def read_adapter(path: StrPath, id: str) -> dict[str, bytes]:
     """The files of a learnware's adapter by name, as `add` was given them.
 
@@ -206,7 +264,7 @@ def read_adapter(path: StrPath, id: str) -> dict[str, bytes]:
     """
 
     def read(folder):
-        _refuse_link(folder / "card.json", where="read_adapter")
+        refuse_link(folder / "card.json", where="read_adapter")
         hashes = read_card(folder / "card.json", where="read_adapter").get("adapter")
         if hashes is None:
             raise FileNotFoundError(
@@ -214,7 +272,7 @@ def read_adapter(path: StrPath, id: str) -> dict[str, bytes]:
             )
         home = folder / "adapter"
         for link in (home, *(home / name for name in ADAPTER_FILES)):
-            _refuse_link(link, where="read_adapter")
+            refuse_link(link, where="read_adapter")
         files = read_peft(home, where="read_adapter")
         for name, data in files.items():
             if not isinstance(hashes, dict) or _sha256(data) != hashes.get(name):
@@ -234,7 +292,7 @@ def read_peft(folder: StrPath, *, where: str = "read_peft") -> dict[str, bytes]:
     FileNotFoundError if one is absent, ValueError if one is too large or no plain file.
     """
     return {
-        name: _read_bytes(Path(folder) / name, limit, where=where)
+        name: read_bytes(Path(folder) / name, limit, where=where)
         for name, limit in ADAPTER_FILES.items()
     }
 
@@ -246,7 +304,7 @@ def read_card(file: StrPath, *, where: str = "read_card") -> dict[str, Any]:
     or names a domain that is no string.
     """
     file = Path(file)
-    card = parse_json(_read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
+    card = parse_json(read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
     if not isinstance(card, dict):
         raise ValueError(f"{where}: {file} holds a {type(card).__name__}; want a JSON object.")
     _check_domain(card, where=f"{where}: {file}")
@@ -256,7 +314,7 @@ def read_card(file: StrPath, *, where: str = "read_card") -> dict[str, Any]:
 def load(path: StrPath) -> list[Learnware]:
     """Every sound learnware of the dock, sorted by id. The others are named in warnings."""
     learnwares = []
-    for found in _read_all(path, where="load"):
+    for found in read_each(path, where="load"):
         if isinstance(found, Problem):
             warnings.warn(f"load: skipped {found.id!r} of {path}: {found.reason}", stacklevel=2)
         else:
@@ -264,10 +322,23 @@ def load(path: StrPath) -> list[Learnware]:
     return learnwares
 
 
+def read_each(
+    path: StrPath, ids: Iterable[str] | None = None, *, where: str = "read_each"
+) -> Iterator[Learnware | Problem]:
+    """These learnwares (default: all, sorted by id), each read when it is asked for; a problem in
+    place of one that is absent or unsound."""
+    dock = _dock_header(path, where=where)
+    for id in _entries(path) if ids is None else ids:
+        try:
+            yield _read(path, id, dock, where=where)
+        except (OSError, ValueError) as error:
+            yield Problem(id, str(error))
+
+
 def check(path: StrPath) -> list[Problem]:
     """The learnwares that `load` skips, or whose adapters are damaged, and why; sorted by id."""
     problems = []
-    for found in _read_all(path, where="check"):
+    for found in read_each(path, where="check"):
         if isinstance(found, Learnware) and "adapter" in found.card:
             try:
                 read_adapter(path, found.id)
@@ -295,20 +366,11 @@ def read_spec(file: StrPath) -> tuple[RKME, Header]:
     return _decode(Path(file), where="read_spec")
 
 
-def _read_all(path: StrPath, *, where: str) -> Iterator[Learnware | Problem]:
-    dock = _dock_header(path, where=where)
-    for id in _entries(path):
-        try:
-            yield _read(path, id, dock, where=where)
-        except (OSError, ValueError) as error:
-            yield Problem(id, str(error))
-
-
 def _read(path: StrPath, id: str, dock: Header, *, where: str) -> Learnware:
     def read(folder):
         card_file, spec_file = folder / "card.json", folder / _spec_name(dock.kind)
         for link in (card_file, spec_file):
-            _refuse_link(link, where=where)
+            refuse_link(link, where=where)
         return read_card(card_file, where=where), *_decode(spec_file, where=where)
 
     card, spec, header = _read_whole(path, id, read, where=where)
@@ -338,9 +400,10 @@ def _read_whole(path: StrPath, id: str, read: Callable[[Path], Any], *, where: s
 
 def _open_folder(path: StrPath, id: str, *, where: str) -> tuple[Path, int]:
     """The folder of a learnware, and a descriptor that keeps its inode from being used again."""
-    home, aside = _learnwares(path) / id, _learnwares(path) / f"{OLD}{id}"
-    # Home comes again last: a replacement may arrive between the first two looks.
-    for folder in (home, aside, home):
+    home = _learnwares(path) / id
+    aside = [folder / f"{OLD}{id}" for folder in (_moving(path), _learnwares(path))]
+    # Home comes again last: a replacement may arrive between the first looks.
+    for folder in (home, *aside, home):
         try:
             return folder, os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -366,9 +429,19 @@ def _missing(path: StrPath, id: str, *, where: str) -> FileNotFoundError:
 
 
 def _entries(path: StrPath) -> list[str]:
-    names = os.listdir(_learnwares(path))
-    aside = {name.removeprefix(OLD) for name in names if name.startswith(OLD)}
-    return sorted(aside.union(name for name in names if not name.startswith(".")))
+    learnwares = _learnwares(path)
+    before, names = mark(path), set(os.listdir(learnwares))
+    with suppress(FileNotFoundError):
+        names.update(name for name in os.listdir(_moving(path)) if name.startswith(OLD))
+    if mark(path) != before:
+        # A replacement may have arrived between the two looks, and what it replaced be gone.
+        names.update(os.listdir(learnwares))
+    names.update([name.removeprefix(OLD) for name in names if name.startswith(OLD)])
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _moving(path: StrPath) -> Path:
+    return Path(path) / ".moving"
 
 
 def _learnwares(path: StrPath) -> Path:
@@ -384,11 +457,11 @@ def _dock_header(path: StrPath, *, where: str) -> Header:
         raise FileNotFoundError(
             f"{where}: no dock at {root} (it has no dock.json); make one with create_dock."
         )
-    for inside in (file, _learnwares(path)):
-        _refuse_link(inside, where=where)
+    for inside in (file, _learnwares(path), _moving(path)):
+        refuse_link(inside, where=where)
     if not _learnwares(path).is_dir():
         raise NotADirectoryError(f"{where}: {_learnwares(path)} is not a folder; restore it.")
-    header = from_json(_read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
+    header = from_json(read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
     _check_kind(header.kind, where=f"{where}: {file}")
     _dimension(header.space, where=f"{where}: {file}")
     return header
@@ -430,7 +503,8 @@ def _check_domain(card: dict[str, Any], *, where: str) -> None:
         raise ValueError(f"{where}: its domain is {card['domain']!r}; want a string.")
 
 
-def _refuse_link(path: Path, *, where: str) -> None:
+def refuse_link(path: Path, *, where: str) -> None:
+    """ValueError if `path` is a symbolic link: it may lead anywhere."""
     if path.is_symlink():
         raise ValueError(
             f"{where}: {path} is a symbolic link; a dock holds none. Put a copy in its place."
@@ -449,7 +523,8 @@ def _check_file(file: Path, limit: int, *, where: str) -> None:
         raise ValueError(f"{where}: {file} has {status.st_size} bytes; want at most {limit}.")
 
 
-def _read_bytes(file: Path, limit: int, *, where: str) -> bytes:
+def read_bytes(file: Path, limit: int, *, where: str) -> bytes:
+    """A plain file of at most `limit` bytes. FileNotFoundError or ValueError if it is none."""
     _check_file(file, limit, where=where)
     return file.read_bytes()
 
@@ -541,17 +616,18 @@ def _decode(file: Path, *, where: str) -> tuple[RKME, Header]:
 
 
 @contextmanager
-def _writing(path: StrPath, *, where: str) -> Iterator[Path]:
-    """The learnwares folder, while no other process writes; what was left half done is settled."""
+def _writing(path: StrPath, *, where: str) -> Iterator[tuple[Path, Path]]:
+    """The folders of learnwares and of what is on its way, while no other process writes; what was
+    left half done is settled."""
     try:
         with filelock.FileLock(Path(path) / ".lock", timeout=LOCK_SECONDS):
-            _settle(_learnwares(path))
+            _settle(path)
             try:
-                yield _learnwares(path)
+                yield _learnwares(path), _moving(path)
             finally:
                 # Readers do not mind what fails to go; the next writer tries again and reports it.
                 with suppress(OSError):
-                    _settle(_learnwares(path))
+                    _settle(path)
     except filelock.Timeout as error:
         raise TimeoutError(
             f"{where}: another process has been writing to {path} for {LOCK_SECONDS:g} s; wait for "
@@ -559,31 +635,74 @@ def _writing(path: StrPath, *, where: str) -> Iterator[Path]:
         ) from error
 
 
-def _settle(learnwares: Path) -> None:
+def _settle(path: StrPath) -> None:
     """Put back a learnware whose replacement did not arrive, and delete what else was left."""
-    for name in os.listdir(learnwares):
-        entry = learnwares / name
-        if name.startswith(OLD) and not os.path.lexists(learnwares / name.removeprefix(OLD)):
-            entry.rename(learnwares / name.removeprefix(OLD))
-            _sync(learnwares)
+    learnwares, moving = _learnwares(path), _moving(path)
+    if not moving.exists():
+        # The first writer since an earlier version, which moved folders among the learnwares.
+        _settle_in(learnwares, learnwares)
+        sync(learnwares)
+        moving.mkdir()
+    _settle_in(moving, learnwares)
+    for stray in Path(path).glob(".dock.json.*"):
+        stray.unlink()
+
+
+def _settle_in(folder: Path, learnwares: Path) -> None:
+    for name in os.listdir(folder):
+        entry, home = folder / name, learnwares / name.removeprefix(OLD)
+        if name.startswith(OLD) and not os.path.lexists(home):
+            entry.rename(home)
+            sync(learnwares)
         elif name.startswith((NEW, OLD, GONE)):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-    for stray in learnwares.parent.glob(".dock.json.*"):
-        stray.unlink()
+
+
+def _await_mark(learnwares: Path, moving: Path) -> int:
+    """The mark of the dock, once the clock of the disk has left it: the next change makes another.
+
+    Disks count time in steps of up to some milliseconds.
+    """
+    before = learnwares.stat().st_mtime_ns
+    os.utime(moving)
+    while moving.stat().st_mtime_ns == before:
+        time.sleep(0.001)
+        os.utime(moving)
+    return before
 
 
 def write_file(file: Path, data: bytes, *, where: str) -> None:
     """Write under a temporary name, flush to the disk, rename."""
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        with open(temporary, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
+        with _explained(file, data, where=where):
+            _flush(temporary, data)
+            temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(file.parent)
+
+
+def _write_new(file: Path, data: bytes, *, where: str) -> None:
+    """Write to a folder that nobody reads yet; its names are not made durable."""
+    with _explained(file, data, where=where):
+        _flush(file, data)
+
+
+def _flush(file: Path, data: bytes) -> None:
+    with open(file, "xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _explained(file: Path, data: bytes, *, where: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OSError(
             error.errno,
@@ -591,12 +710,9 @@ def write_file(file: Path, data: bytes, *, where: str) -> None:
             "is unchanged. Free space or choose another place",
             str(file),
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(file.parent)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

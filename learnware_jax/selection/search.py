@@ -176,6 +176,28 @@ def _sharded(mesh, function, in_specs, out_specs):
     )
 
 
+def shortlist(
+    sketches: Sketches,
+    coordinates: Float[np.ndarray, "q s"],
+    rest: Float[np.ndarray, " q"] | None,
+    *,
+    count: int,
+) -> tuple[Float[Array, "q C"], Int[Array, "q count"], Float[Array, "q count"]]:
+    """The first stage for a few users: every learnware's lower bound, and the closest by estimate.
+
+    Returns lower bounds on squared MMD plus `shift` (estimates, where sketches bound nothing) that
+    stay divided over the devices, and positions and estimates of the `count` closest. ValueError
+    for a count beyond the capacity C.
+    """
+    if not 0 < count <= len(sketches.code):
+        raise ValueError(f"shortlist: got count={count}; want 1 to {len(sketches.code)}.")
+    mesh = sketches.code.sharding.mesh
+    short = np.zeros(len(coordinates)) if rest is None else rest
+    stage = np.asarray(coordinates, np.float32), np.asarray(short, np.float32)
+    lower, (index, guess) = _first_stage(sketches, *stage, mesh=mesh, first=count)
+    return lower, index, guess
+
+
 @partial(jax.jit, static_argnames=("mesh", "first"))
 def _first_stage(sketches, users, rests, *, mesh, first):
     rows, columns = PartitionSpec(AXIS), PartitionSpec(None, AXIS)
@@ -271,8 +293,7 @@ def search(
     found = []
     for i in range(0, len(users), _USERS):
         some = slice(i, i + _USERS)
-        short = np.zeros(len(coordinates)) if rest is None else rest
-        stage = np.asarray(coordinates[some], np.float32), np.asarray(short[some], np.float32)
+        stage = coordinates[some], None if rest is None else rest[some]
         found += _search(users[some], stage, sketches, specifications, top_k, most)
     return Found(*map(np.stack, zip(*found, strict=True)))
 
@@ -312,7 +333,7 @@ def _search(users, stage, sketches, specifications, top_k, most):
     bounded = sketches.rest is not None
     most = min(most or capacity, capacity)
     first = min(-(-top_k // 16) * 16, most) if bounded else most
-    lower, (candidates, guess) = _first_stage(sketches, *stage, mesh=mesh, first=first)
+    lower, candidates, guess = shortlist(sketches, *stage, count=first)
     there = int(np.isfinite(np.asarray(guess)[0]).sum())  # fewer than `first` in a small pool
     if not there:
         raise ValueError("search: the pool has no learnware; add some, or rank another pool.")

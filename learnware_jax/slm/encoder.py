@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.lax import Precision
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 DTYPES = ("float32", "bfloat16")
@@ -239,6 +240,7 @@ def embed(
     dtype: str = "float32",
     batch_tokens: int = 1024,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> Float[np.ndarray, "n d"]:
     """One float32 row of unit norm for every text, in the order of `texts`.
 
@@ -248,6 +250,9 @@ def embed(
     `batch_tokens` tokens, padding included, at one of a few widths, each compiled once; a row does
     not depend on the other texts but for rounding. Raises TypeError or ValueError for what is not
     a text or holds no token, and for settings out of range.
+
+    With a `mesh` of this process's devices, the texts of a batch are cut over its axis "data" (of
+    type Auto), `batch_tokens` are for each device, and the parameters are copied to all.
     """
     texts = _checked(texts)
     if dtype not in DTYPES:
@@ -270,14 +275,22 @@ def embed(
         )
     tokens = [ids if len(ids) <= max_tokens else ids[: max_tokens - 1] + ids[-1:] for ids in tokens]
     rows = np.empty((len(texts), encoder.config.width), np.float32)
-    batches = _batches([len(ids) for ids in tokens], max_tokens, batch_tokens)
+    params, devices = encoder.params, 1
+    if mesh is not None:
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        devices = mesh.shape["data"]
+    batches = _batches([len(ids) for ids in tokens], max_tokens, batch_tokens, devices)
     for width, members in _with_bar(batches, progress):
-        ids = np.zeros((batch_tokens // width, width), np.int32)
+        ids = np.zeros((devices * (batch_tokens // width), width), np.int32)
         lengths = np.ones(len(ids), np.int32)  # an empty row would be divided by zero
         for row, member in enumerate(members):
             ids[row, : len(tokens[member])] = tokens[member]
             lengths[row] = len(tokens[member])
-        out = _forward(encoder.params, ids, lengths, config=encoder.config, dtype=dtype)
+        if mesh is not None:
+            ids, lengths = jax.device_put(
+                (ids, lengths), NamedSharding(mesh, PartitionSpec("data"))
+            )
+        out = _forward(params, ids, lengths, config=encoder.config, dtype=dtype)
         rows[members] = np.asarray(out)[: len(members)]
     return rows
 
@@ -302,7 +315,7 @@ def _checked(texts: Iterable) -> list[str]:
 
 
 def _batches(
-    lengths: list[int], max_tokens: int, batch_tokens: int
+    lengths: list[int], max_tokens: int, batch_tokens: int, devices: int
 ) -> list[tuple[int, np.ndarray]]:
     """Every text once, as (width, indices of texts of at most so many tokens)."""
     widths = [SHORTEST_BUCKET]
@@ -313,7 +326,7 @@ def _batches(
     batches = []
     for bucket, width in enumerate(widths):
         members = np.flatnonzero(buckets == bucket)
-        size = batch_tokens // width
+        size = devices * (batch_tokens // width)
         batches += [(width, members[i : i + size]) for i in range(0, len(members), size)]
     return batches
 

@@ -1,11 +1,12 @@
 """Reduced-set compression: n embedded rows to m weighted points with nearly the same embedding.
 
-    minimise over z and beta   J = |(1/n) sum_i k(x_i, .) - sum_j beta_j k(z_j, .)|^2
+    minimise over z and beta   J = |sum_i w_i k(x_i, .) - sum_j beta_j k(z_j, .)|^2
 
-with beta on the simplex. The default is a Gauss-Newton method in the RKHS with beta eliminated
-(variable projection, Golub and Pereyra 1973; Kaufman's approximation, 1975): each step makes one
-pass over the rows, and everything else costs O(m^2 d). Random rows, k-means and herding stand
-behind the same signature as baselines; of these, random rows and herding publish real rows.
+with beta on the simplex; w_i is 1/n unless the rows come with weights. The default is a
+Gauss-Newton method in the RKHS with beta eliminated (variable projection, Golub and Pereyra 1973;
+Kaufman's approximation, 1975): each step makes one pass over the rows, and everything else costs
+O(m^2 d). Random rows, k-means and herding stand behind the same signature as baselines; of these,
+random rows and herding publish real rows.
 """
 
 import logging
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, PRNGKeyArray, Real
+from jaxtyping import ArrayLike, Float, PRNGKeyArray, Real
 
 from learnware_jax.specification.herding import herd_indices
 from learnware_jax.specification.kernels import (
@@ -27,13 +28,13 @@ from learnware_jax.specification.kernels import (
     scan_blocks,
     squared_distances,
 )
-from learnware_jax.specification.rkme import RKME, check_rows, on_sphere, unbias
+from learnware_jax.specification.rkme import RKME, check_rkme, check_rows, on_sphere, unbias
 from learnware_jax.specification.simplex import duality_gap, interior_point, solve_simplex
 
-# Points are fitted to a random sample of at most this many rows; weights still see all.
-_FIT_ROWS = 32768
+# Points are fitted to a random sample of at most this many rows; their weights still see all.
+FIT_ROWS = 32768
 # Up to this many rows the residual is exact; beyond, it is estimated from pairs of so many.
-_RESIDUAL_ROWS = 16384
+RESIDUAL_ROWS = 16384
 _HERDING_CANDIDATES = 10_000
 _BLOCK = 4096
 
@@ -44,7 +45,7 @@ class Reduced(NamedTuple):
     """A reduced set and how well it does."""
 
     spec: RKME  # z (m, d) float32, beta (m,) float64 on the simplex
-    n: int  # rows of the full sample
+    n: int  # rows of the full sample, without those of weight zero
     residual: float  # squared MMD to the full sample; rounding or sampling may leave it below 0
     gap: float  # certified excess of the weights' objective b'Kb/2 - c'b over its minimum
     iterations: int  # accepted Gauss-Newton steps (or k-means rounds); 0 where nothing iterates
@@ -157,84 +158,121 @@ def _pad_length(n: int) -> int:
     return -(-n // step) * step
 
 
-def _padded(x, length: int):
-    """Rows of x as float32, padded to `length`, and weights: 1 for rows, 0 for padding."""
+def _padded(x, length: int, weights=None):
+    """Rows of x as float32, padded to `length`, and weights: 0 for padding, else 1 by default."""
     rows = np.empty((length, x.shape[1]), np.float32)
     # Padding far from the rows would cost digits: repeat one of them.
     rows[: len(x)], rows[len(x) :] = x, x[0]
-    return rows, (np.arange(length) < len(x)).astype(np.float32)
+    padded = np.zeros(length, np.float32)
+    padded[: len(x)] = 1 if weights is None else weights
+    return rows, padded
 
 
-def _mean_deficits(kernel, z, x):
-    """(1/n) sum_x deficit(|z_i - x|^2) over a host array of any length, piece by piece."""
+def mean_deficits(kernel, z, x, weights=None):
+    """sum_x w deficit(|z_i - x|^2) for every z_i, w = 1/n by default; x lies on the host, may have
+    any length, and is read in pieces. Call it where JAX has float64 switched on.
+    """
     piece = min(_pad_length(len(x)), 16 * _BLOCK)
     total = np.zeros(len(z))
     for start in range(0, len(x), piece):
-        rows, weights = _padded(x[start : start + piece], piece)
-        total += np.asarray(deficit_sums(kernel, z, rows, weights, block=_BLOCK))
-    return total / len(x)
+        some = slice(start, start + piece)
+        rows, padded = _padded(x[some], piece, None if weights is None else weights[some])
+        total += np.asarray(deficit_sums(kernel, z, rows, padded, block=_BLOCK))
+    return total / len(x) if weights is None else total
 
 
-def _some_rows(rng, x, count):
-    """x, or a random `count` of its rows, in their order (x may be memory-mapped)."""
-    return x if len(x) <= count else x[np.sort(rng.choice(len(x), count, replace=False))]
+def _some_rows(rng, x, count, weights=None):
+    """x and its weights, or `count` random rows, in their order (x may be memory-mapped).
+
+    Without weights no row is drawn twice. With weights the draws are independent, and a row weighs
+    as often as it was drawn.
+    """
+    if len(x) <= count:
+        return x, weights
+    if weights is None:
+        return x[np.sort(rng.choice(len(x), count, replace=False))], None
+    times = rng.multinomial(count, weights)
+    return x[times > 0], times[times > 0] / count
 
 
-def _residual(rng, kernel, z, beta, cross, own, x):
+def _residual(rng, kernel, z, beta, cross, own, x, weights):
     """Squared MMD between all rows of x and (z, beta); `cross` = mean deficits of z against x, and
     `own` = those between the points, weighted by beta twice.
 
-    With more than _RESIDUAL_ROWS rows, pairs of rows come from a random subsample: a U-statistic of
+    With more than RESIDUAL_ROWS rows, pairs of rows come from a random subsample: a U-statistic of
     the kernel centred at the reduced set, whose own term k(x, x) enters exactly.
     """
     n = len(x)
-    sample = _some_rows(rng, x, _RESIDUAL_ROWS)
+    sample, sample_weights = _some_rows(rng, x, RESIDUAL_ROWS, weights)
+    whole = len(sample) == n
+    sample_cross = cross if whole else mean_deficits(kernel, z, sample, sample_weights)
+    rows, padded = _padded(sample, _pad_length(len(sample)), sample_weights)
+    pairs = float(deficit_inner(kernel, rows, padded, rows, padded))
+    if weights is not None:
+        # Independent draws: two different ones are any two rows, also one row twice.
+        pairs = pairs if whole else unbias(pairs, RESIDUAL_ROWS)
+        return float(pairs - 2 * beta @ sample_cross + own)
     count = len(sample)
-    sample_cross = cross if count == n else _mean_deficits(kernel, z, sample)
-    rows, weights = _padded(sample, _pad_length(count))
-    pairs = float(deficit_inner(kernel, rows, weights, rows, weights)) / count**2
-    distinct = unbias(pairs, count) - 2 * beta @ sample_cross + own
+    distinct = unbias(pairs / count**2, count) - 2 * beta @ sample_cross + own
     same = own - 2 * beta @ cross
     return float((1 - 1 / n) * distinct + same / n)
 
 
-def _start_points(rng, x, m, start, sphere):
+def _start_points(rng, x, weights, m, start, sphere):
     if start == "rows":
-        return np.asarray(_some_rows(rng, x, m), np.float32)
+        rows = np.sort(rng.choice(len(x), m, replace=False, p=weights)) if m < len(x) else slice(m)
+        return np.asarray(x[rows], np.float32)
     z = rng.standard_normal((m, x.shape[1]), np.float32)
     if sphere:
         return z / np.linalg.norm(z, axis=1, keepdims=True)
-    return (x.mean(0) + x.std(0) * z).astype(np.float32)
+    if weights is None:
+        return (x.mean(0) + x.std(0) * z).astype(np.float32)
+    mean = weights @ x
+    return (mean + np.sqrt(weights @ (x - mean) ** 2) * z).astype(np.float32)
 
 
-def _gauss_newton_points(rngs, samples, m, kernel, start, steps, sphere):
-    """Points for a group of samples that have the same m, in one compiled call."""
-    z = [_start_points(r, x, m, start, sphere) for r, x in zip(rngs, samples, strict=True)]
-    length = _pad_length(max(len(x) for x in samples))
-    rows, weights = zip(*(_padded(x, length) for x in samples), strict=True)
-    counts = np.array([[len(x)] for x in samples], np.float32)
+class _Fit(NamedTuple):
+    """What Gauss-Newton is to do for one sample: from where, and to which rows."""
+
+    start: np.ndarray
+    rows: np.ndarray
+    weights: np.ndarray | None
+
+
+def _gauss_newton_points(fits, kernel, steps, sphere):
+    """Points for a group of fits that have the same m, in one compiled call."""
+    length = _pad_length(max(len(fit.rows) for fit in fits))
+    rows, weights = zip(*(_padded(fit.rows, length, fit.weights) for fit in fits), strict=True)
+    counts = [[len(fit.rows) if fit.weights is None else 1] for fit in fits]
     z, accepted = _gauss_newton(
-        np.stack(z), np.stack(rows), np.stack(weights) / counts, kernel, steps, sphere
+        np.stack([fit.start for fit in fits]),
+        np.stack(rows),
+        np.stack(weights) / np.array(counts, np.float32),
+        kernel,
+        steps,
+        sphere,
     )
     return [(z, None, int(a)) for z, a in zip(np.asarray(z), np.asarray(accepted), strict=True)]
 
 
-def _random_points(rng, x, m, kernel):
-    return _start_points(rng, x, m, "rows", False), None, 0
+def _random_points(rng, x, weights, m, kernel):
+    return _start_points(rng, x, weights, m, "rows", False), None, 0
 
 
-def _kmeans_points(rng, x, m, kernel):
+def _kmeans_points(rng, x, weights, m, kernel):
     from sklearn.cluster import KMeans
 
     seed = int(rng.integers(2**31))
-    fit = KMeans(m, n_init=1, max_iter=100, random_state=seed).fit(np.asarray(x, np.float32))
+    fit = KMeans(m, n_init=1, max_iter=100, random_state=seed)
+    fit.fit(np.asarray(x, np.float32), sample_weight=weights)
     return fit.cluster_centers_.astype(np.float32), None, fit.n_iter_
 
 
-def _herding_points(rng, x, m, kernel):
-    candidates = np.asarray(_some_rows(rng, x, _HERDING_CANDIDATES), np.float32)
+def _herding_points(rng, x, weights, m, kernel):
+    # All rows of a smaller sample are candidates, whatever they weigh.
+    candidates = np.asarray(_some_rows(rng, x, _HERDING_CANDIDATES, weights)[0], np.float32)
     squares = (candidates.astype(np.float64) ** 2).sum(1)
-    c = _mean_deficits(kernel, candidates, x) + kernel.per_square * squares
+    c = mean_deficits(kernel, candidates, x, weights) + kernel.per_square * squares
     picks = np.asarray(herd_indices(kernel, jnp.asarray(c), jnp.asarray(candidates), count=m))
     distinct, counts = np.unique(picks, return_counts=True)
     return candidates[distinct], counts / m, 0
@@ -250,6 +288,7 @@ def reduce_many(
     m: int,
     kernel: Kernel,
     *,
+    weights: Sequence[Float[ArrayLike, " _"]] | None = None,
     method: str = "gauss_newton",
     start: str = "rows",
     steps: int = 50,
@@ -261,6 +300,8 @@ def reduce_many(
       samples: rows (n_t, d) of each task, n_t free; NumPy arrays, memory-mapped ones included, are
         read in pieces.
       m: points; a sample of n <= m rows gets n points.
+      weights: (n_t,) for each sample, on the simplex: how much every row counts, 1/n_t by default.
+        A union of reduced sets is such a sample. Rows of weight zero are left out.
       method: "gauss_newton", or a baseline: "random" (rows), "kmeans", "herding" (equal weights).
         All but herding weigh their points by the simplex QP over all rows.
       start: where Gauss-Newton starts. "rows": random rows of the sample; with n <= m they are
@@ -269,7 +310,8 @@ def reduce_many(
       steps: Gauss-Newton steps, one pass over the rows each.
 
     Raises ValueError or TypeError for m < 1, an unknown method or start, empty samples, rows that
-    are not finite, or samples of different dimension.
+    are not finite, samples of different dimension, or weights that are not one a row, negative, or
+    do not sum to one.
     """
     if m < 1 or steps < 0:
         raise ValueError(f"reduce: got m={m}, steps={steps}; want m >= 1 and steps >= 0.")
@@ -278,7 +320,16 @@ def reduce_many(
             f"reduce: got method={method!r}, start={start!r}; want a method of {REDUCERS} and a "
             "start of ('rows', 'noise')."
         )
-    samples = [check_rows(x, where=f"reduce: sample {i}") for i, x in enumerate(samples)]
+    weights = [None] * len(samples) if weights is None else list(weights)
+    if len(weights) != len(samples):
+        raise ValueError(
+            f"reduce: got {len(weights)} arrays of weights, {len(samples)} samples; want as many."
+        )
+    checked = [
+        _checked(x, w, where=f"reduce: sample {i}")
+        for i, (x, w) in enumerate(zip(samples, weights, strict=True))
+    ]
+    samples, weights = [x for x, _ in checked], [w for _, w in checked]
     dimensions = sorted({x.shape[1] for x in samples})
     if len(dimensions) > 1:
         raise ValueError(
@@ -289,29 +340,43 @@ def reduce_many(
     points = [None] * len(samples)
     with jax.enable_x64(True):
         groups = {}
-        for i, x in enumerate(samples):
+        for i, (rng, x, w) in enumerate(zip(rngs, samples, weights, strict=True)):
             if len(x) < m:
                 logger.info("reduce: sample %d has %d rows, so it gets as many points.", i, len(x))
+            size = min(m, len(x))
             if len(x) <= m and start == "rows" and method == "gauss_newton":
-                points[i] = np.asarray(x, np.float32), np.full(len(x), 1 / len(x)), 0
+                share = np.full(len(x), 1 / len(x)) if w is None else w
+                points[i] = np.asarray(x, np.float32), share, 0
             elif method == "gauss_newton":
-                fit = _some_rows(rngs[i], x, _FIT_ROWS)
-                groups.setdefault((min(m, len(x)), on_sphere(fit)), []).append((i, fit))
+                rows, row_weights = _some_rows(rng, x, FIT_ROWS, w)
+                sphere = on_sphere(rows)
+                # Rows that were drawn by weight may be fewer than the points.
+                source = (rows, None) if w is None else (x, w)
+                z = _start_points(rng, *source, size, start, sphere)
+                groups.setdefault((size, sphere), {})[i] = _Fit(z, rows, row_weights)
             else:
-                points[i] = _BASELINES[method](rngs[i], x, min(m, len(x)), kernel)
-        for (size, sphere), members in groups.items():
-            indices, fits = zip(*members, strict=True)
-            fitted = _gauss_newton_points(
-                [rngs[i] for i in indices], fits, size, kernel, start, steps, sphere
-            )
-            for i, result in zip(indices, fitted, strict=True):
+                points[i] = _BASELINES[method](rng, x, w, size, kernel)
+        for (_, sphere), fits in groups.items():
+            fitted = _gauss_newton_points(list(fits.values()), kernel, steps, sphere)
+            for i, result in zip(fits, fitted, strict=True):
                 points[i] = result
-        return [_weigh(rng, kernel, x, *p) for rng, x, p in zip(rngs, samples, points, strict=True)]
+        parts = zip(rngs, samples, weights, points, strict=True)
+        return [_weigh(rng, kernel, x, w, *p) for rng, x, w, p in parts]
 
 
-def _weigh(rng, kernel, x, z, beta, iterations):
+def _checked(x, weights, *, where):
+    """Rows, and their weights as float64 that sum to one; rows of weight zero are left out."""
+    if weights is None:
+        return check_rows(x, where=where), None
+    x, weights = map(np.asarray, check_rkme(RKME(x, weights), where=where))
+    weights = weights / weights.sum(dtype=np.float64)
+    real = weights > 0
+    return (x, weights) if real.all() else (x[real], weights[real])
+
+
+def _weigh(rng, kernel, x, weights, z, beta, iterations):
     """Weights by QP unless given, the certificate, and the residual."""
-    cross = _mean_deficits(kernel, z, x)
+    cross = mean_deficits(kernel, z, x, weights)
     wide = jnp.asarray(z, jnp.float64)
     deficits = kernel.deficit(squared_distances(wide, wide))
     k_offset, c_offset = _offsets(kernel, wide)
@@ -322,12 +387,19 @@ def _weigh(rng, kernel, x, z, beta, iterations):
     else:
         gap = float(duality_gap(jnp.asarray(k), jnp.asarray(c), jnp.asarray(beta)))
     own = beta @ np.asarray(deficits) @ beta
-    residual = _residual(rng, kernel, z, beta, cross, own, x)
+    residual = _residual(rng, kernel, z, beta, cross, own, x, weights)
     return Reduced(RKME(z, beta), len(x), residual, gap, iterations)
 
 
 def reduce(
-    key: PRNGKeyArray, x: Real[ArrayLike, "n d"], m: int, kernel: Kernel, **options
+    key: PRNGKeyArray,
+    x: Real[ArrayLike, "n d"],
+    m: int,
+    kernel: Kernel,
+    *,
+    weights: Float[ArrayLike, " n"] | None = None,
+    **options,
 ) -> Reduced:
     """A reduced set of at most m points for one sample; options and errors as in `reduce_many`."""
-    return reduce_many(key, [x], m, kernel, **options)[0]
+    weights = None if weights is None else [weights]
+    return reduce_many(key, [x], m, kernel, weights=weights, **options)[0]
