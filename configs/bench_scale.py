@@ -49,21 +49,21 @@ def get_config(size="full"):
             width=32 if smoke else 256,
             # Other first stages beside landmarks in int8.
             others=(
-                (("mean", "float32"), ("random features", "float32"))
+                (("means", "float32"), ("random features 32", "float32"))
                 if smoke
                 else (
                     ("landmarks", "bfloat16"),
                     ("landmarks", "float32"),
-                    ("mean", "int8"),
-                    ("mean", "float32"),
-                    ("random features", "int8"),
-                    ("random features", "float32"),
+                    ("means", "int8"),
+                    ("means", "float32"),
+                    ("random features 256", "int8"),
+                    ("random features 1024", "int8"),
                 )
             ),
             top_k=10,
             # How many are measured where sketches bound nothing.
             shortlist=100,
-            batches=(1, 2) if smoke else (1, 2, 4, 8, 16, 32, 64),
+            batches=(1, 2) if smoke else (1, 2, 4, 8, 16, 32),
             # Users whose ranking is compared with distances to all.
             checked=2 if smoke else 8,
             # Exact ranking beside search, for pools of 100 points and up to so many learnwares.

@@ -9,13 +9,17 @@ import logging as python_logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 from safetensors.numpy import load_file, save
 
@@ -61,25 +65,21 @@ def launch(run: Callable[[ConfigDict], dict], *, several_hosts: bool = False) ->
             # Compiled programs are kept: a second run starts in seconds.
             jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        joined = False
         try:
-            if several_hosts:
-                join_hosts(flags.FLAGS)
+            joined = several_hosts and join_hosts(flags.FLAGS)
             run(config.value)
-        except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1:
+        except BaseException as error:
+            status = _explain(error, joined)
+            if status is None and not joined:
                 raise
-            # No tidy end: it would wait for the process that is gone.
-            say(
-                f"error: process {jax.process_index()} of {jax.process_count()} cannot reach the "
-                "others: one of them ended, or the network did. See what it said, then start all "
-                f"of them again; the dock is as it was.\n({str(error).splitlines()[0]})"
-            )
-            os._exit(LOST)
-        except (ValueError, TypeError, OSError, FloatingPointError) as error:
-            if flags.FLAGS.debug:
-                raise
-            print(f"error: {error}\n(--debug shows where.)", file=sys.stderr)
-            sys.exit(BAD_INPUT)
+            if joined:  # a tidy end would wait for the other processes
+                if status is None:
+                    traceback.print_exc()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(1 if status is None else status)
+            sys.exit(status)
 
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     if several_hosts:
@@ -89,10 +89,26 @@ def launch(run: Callable[[ConfigDict], dict], *, several_hosts: bool = False) ->
     app.run(main)
 
 
-def join_hosts(values: flags.FlagValues) -> None:
-    """Join the processes of this run, if flags say so, or SLURM, or a TPU slice of several hosts.
+def _explain(error: BaseException, joined: bool) -> int | None:
+    """Say what went wrong; the exit status, or None for what needs its traceback."""
+    if joined and isinstance(error, jax.errors.JaxRuntimeError):
+        say(
+            f"error: process {jax.process_index()} of {jax.process_count()} cannot reach the "
+            "others: one of them ended, or the network did. See what it said, then start all of "
+            f"them again; the dock is as it was.\n({str(error).splitlines()[0]})"
+        )
+        return LOST
+    wanted = isinstance(error, ValueError | TypeError | OSError | FloatingPointError)
+    if not wanted or flags.FLAGS.debug:
+        return None
+    say(f"error: {error}\n(--debug shows where.)")
+    return BAD_INPUT
 
-    ValueError for one flag without the others.
+
+def join_hosts(values: flags.FlagValues) -> bool:
+    """Join the processes of this run, if flags say so, or SLURM, or a TPU slice; whether it did.
+
+    ValueError for one flag without the others, TimeoutError where they do not meet.
     """
     given = (values.coordinator, values.num_processes, values.process_id)
     if None in given:
@@ -108,7 +124,7 @@ def join_hosts(values: flags.FlagValues) -> None:
             *Path("/dev").glob("vfio/*"),
         ]
         if tasks == 1 and not tpu:
-            return
+            return False
     elif not 0 <= values.process_id < values.num_processes:
         raise ValueError(
             f"got --process_id={values.process_id}, --num_processes={values.num_processes}; want "
@@ -116,7 +132,24 @@ def join_hosts(values: flags.FlagValues) -> None:
         )
     # JAX aborts a process whose fellows are gone, and says so; our stack would only hide it.
     faulthandler.disable()
-    jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    say("Waiting for the other processes.")
+    try:
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        # Processes meet before there is work: what they meet in waits for them, but opening it
+        # has a limit of half a minute. One opening is for processes, one for all devices.
+        multihost_utils.sync_global_devices("joined")
+        mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+        everywhere = NamedSharding(mesh, PartitionSpec("all"))
+        ones = jax.make_array_from_callback(
+            (jax.device_count(),), everywhere, lambda index: np.ones(1, np.float32)
+        )
+        jax.jit(jnp.sum)(ones).block_until_ready()
+    except RuntimeError as error:
+        raise TimeoutError(
+            "the processes of this run did not meet; start all of them within a few minutes, with "
+            f"one coordinator that each can reach.\n({str(error).splitlines()[0]})"
+        ) from error
+    return True
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -105,7 +105,7 @@ def _wait(name: str) -> None:
 
 
 def _specify(given: dict[str, Any], config: ConfigDict) -> dict[str, tuple[RKME, int]]:
-    """A specification and its number of rows for each user, the same bits in every process."""
+    """A specification and its number of rows for each user."""
     users = dict(given)
     texts = {name: found for name, found in given.items() if isinstance(found, list)}
     if texts:
@@ -122,13 +122,6 @@ def _specify(given: dict[str, Any], config: ConfigDict) -> dict[str, tuple[RKME,
             **reducer_options(settings),
         )
         users[name] = reduced.spec, reduced.n
-    if jax.process_count() > 1:
-        # Processors of different kinds round differently, and processes must not disagree.
-        for name, (spec, n) in users.items():
-            bits = [np.ascontiguousarray(a).view(np.uint32) for a in spec]
-            bits = multihost_utils.broadcast_one_to_all(bits)
-            same = (np.array(b).view(a.dtype) for a, b in zip(spec, bits, strict=True))
-            users[name] = RKME(*same), n
     return users
 
 
@@ -166,11 +159,12 @@ def find(
 
 def _results(opened: index.Index, users: dict, found: Found) -> list[dict]:
     results = []
+    stems = [Path(name).name.removesuffix(".safetensors").removesuffix(".rkme") for name in users]
     for i, (name, (_, n)) in enumerate(users.items()):
         ids = index.ids_of(opened, found.index[i])
         results.append(
             {
-                "id": Path(name).stem if "." in name else name,
+                "id": stems[i] if stems.count(stems[i]) == 1 else name,
                 "n": int(n),
                 "ranking": [
                     {"id": id, "distance": float(distance)}
@@ -189,7 +183,7 @@ def _show(output: dict, workdir: Path) -> None:
     from rich.text import Text
 
     table = Table(box=None, header_style="bold")
-    for head in ("user", "n", "closest", "distance", "measured", "exact for sure"):
+    for head in ("user", "n", "closest", "distance", "measured", "certified"):
         table.add_column(head, no_wrap=True)
     for user in output["users"]:
         best = user["ranking"][0]

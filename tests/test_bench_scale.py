@@ -37,19 +37,19 @@ def test_perturbed_specifications_stay_near_their_bases():
 def test_the_smallest_run(tmp_path):
     config = bench_scale_config.get_config("smoke")
     config.workdir = str(tmp_path)
-    config.pools.ladder.sizes, config.others = (150, 300), (("mean", "float32"),)
+    config.pools.ladder.sizes, config.others = (150, 300), (("means", "float32"),)
     config.adding, config.vectors.learnwares = 150, 120
     output = bench_scale.run(config)
     assert json.loads((tmp_path / "results.json").read_text()) == output
     kinds = [(row["learnwares"], row["sketch"].split(",")[0]) for row in output["rows"]]
     assert kinds == [
-        *((150, "landmarks 64"), (150, "mean"), (300, "landmarks 64"), (300, "mean")),
+        *((150, "landmarks 64"), (150, "means"), (300, "landmarks 64"), (300, "means")),
         (120, "count sketch"),
     ]
     for row in output["rows"]:
         assert row["certified"] == row["sketch"].startswith("landmarks")
-        assert 0 < row["recall_at_10"] <= row["recall_at_100"] <= 1
-        assert row["pruned"] == pytest.approx(1 - row["measured"][1] / row["learnwares"])
+        assert 0.3 < row["recall_at_10"] <= row["recall_at_100"] <= 1
+        assert (row["pruned"] > 0.1) == row["certified"]
         assert row["ms_range"][0] <= row["ms_per_query"] <= row["ms_range"][1]
     for pool in output["pools"]:
         assert pool["check"]["same_first"] == 1

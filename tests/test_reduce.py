@@ -271,6 +271,11 @@ def test_a_weight_is_as_good_as_repetition(x, kernel, method):
     assert_allclose(weighted.residual, repeated.residual, rtol=0.05, atol=4e-7)
 
 
+def test_one_centre_of_kmeans_is_the_weighted_mean(x, kernel, weights):
+    result = reduce(KEY, x, 1, kernel, method="kmeans", weights=weights)
+    assert_allclose(result.spec.z[0], weights @ x, atol=1e-6)
+
+
 def test_equal_weights_are_none(x, kernel):
     plain = reduce(KEY, x, M, kernel, start="noise")
     equal = reduce(KEY, x, M, kernel, start="noise", weights=np.full(N, 1 / N, np.float32))

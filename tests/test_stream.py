@@ -189,6 +189,13 @@ def test_the_residual_estimates_the_distance_to_all_rows(x, monkeypatch):
     assert 3 * error < 0.3 / 50
 
 
+def test_the_residual_from_all_rows_is_exact(x):
+    spec = reduce(KEY, x, M, KERNEL, method="random").spec
+    stream = stream_module._settle(streamed(x[:CAPACITY]))
+    wanted = exact(KERNEL, x[:CAPACITY], spec)
+    assert_allclose(stream_module._residual(stream, spec), wanted, atol=1e-6)
+
+
 def test_the_residual_of_what_was_fitted_is_not_far_off(x):
     streams = [streamed(x, key=jax.random.key(i), capacity=300) for i in range(8)]
     found = [finish(KEY, stream, M, steps=10) for stream in streams]

@@ -10,6 +10,7 @@ by the host that holds them. The order of a ranking is settled in float64, learn
 so that it does not depend on how many devices there are.
 """
 
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -33,8 +34,7 @@ _BLOCK = 4096
 _USERS = 8
 # Bytes of points that are measured in one program.
 _BYTES = 64 << 20
-# What float32 may be off by, as a share of self terms: thirty times the greatest error measured.
-_MARGIN = 2.0**-17
+_FLOAT32 = np.finfo(np.float32)
 
 
 class Sketches(NamedTuple):
@@ -147,7 +147,7 @@ def _bounds(sketches, users, rests, first):
         near = jnp.maximum(jnp.sqrt(square) - e, 0)
         # The most that rounding can add: sums of s products, each off by a share of these squares.
         squares = squares + r * r + (rests * rests)[:, None]
-        slack = (c.shape[1] + 16) * jnp.finfo(jnp.float32).eps * squares
+        slack = (c.shape[1] + 16) * (_FLOAT32.eps * squares + _FLOAT32.tiny)
         return None, near**2 + (r - rests[:, None]) ** 2 - slack + o
 
     parts = jax.lax.scan(body, None, jnp.arange(count // block))[1]
@@ -225,15 +225,27 @@ def _smallest(lower, *, mesh, count):
 
 @jax.jit
 def _cross32(kernel, user, weights, z, beta):
-    """<mu_u, mu_l> of one user and learnwares (c, m, d), in deficits, by one float32 product."""
-    t = squared_distances(user, z.reshape(-1, z.shape[2]), user.mean(0))
-    values = matmul(weights.astype(jnp.float32), kernel.deficit(t))
-    return (values.reshape(beta.shape) * beta).sum(1)
+    """Bounds for <mu_u, mu_l> of one user and learnwares (c, m, d), in deficits: (2, c).
+
+    From one float32 product. A distance is off by at most a share of its squares, deficits fall
+    with the distance, and a sum is off by at most a share of itself.
+    """
+    k, d = user.shape
+    center, rows = (weights @ user).astype(jnp.float32), z.reshape(-1, d)
+    user, rows = user - center, rows - center
+    squares = (user * user).sum(1)[:, None] + (rows * rows).sum(1)
+    t = squares - 2 * matmul(user, rows.T)
+    off = (d + 16) * (_FLOAT32.eps * squares + _FLOAT32.tiny)
+    far, near = (jnp.maximum(t + sign * off, 0) for sign in (1, -1))
+    values = jnp.stack([weights.astype(jnp.float32) @ kernel.deficit(a) for a in (far, near)])
+    cross = (values.reshape(2, *beta.shape) * beta).sum(2)
+    share = (k + 16) * _FLOAT32.eps
+    return cross * jnp.array([[1 + share], [1 - share]])  # deficits are negative
 
 
 @jax.jit
 def _cross64(kernel, user, weights, z, beta):
-    """As `_cross32` in float64, one learnware after another: a number depends on no other."""
+    """<mu_u, mu_l> in float64, one learnware after another: a number depends on no other. (1, c)"""
     user, weights = user.astype(jnp.float64), weights.astype(jnp.float64)
 
     def one(learnware):
@@ -241,7 +253,7 @@ def _cross64(kernel, user, weights, z, beta):
         deficits = kernel.deficit(squared_distances(z.astype(jnp.float64), user))
         return beta @ deficits @ weights
 
-    return jax.lax.map(one, (z, beta))
+    return jax.lax.map(one, (z, beta))[None]
 
 
 class _User(NamedTuple):
@@ -268,28 +280,31 @@ def search(
       users: specifications, as for `ranking.distances`; n: rows behind each of them.
       coordinates, rest: their sketches, made like those of the learnwares (see `project`); `rest`
         is None where `sketches.rest` is: such sketches estimate distances and bound none.
-      sketches: of all learnwares, from `place`. Every host of a mesh calls with the same users.
-      specifications: of the same learnwares in the same order; each host reads those rows alone
-        whose sketches its devices hold.
+      sketches: of all learnwares, from `place`. Every host of a mesh calls with the same users;
+        where they differ in a bit, those of process 0 count.
+      specifications: of the same learnwares in the same order; each host reads points and weights
+        of those rows alone whose sketches its devices hold.
       most: at most so many learnwares are measured for a user (default: as many as it takes).
         Without bounds, it is how many: those with the closest sketches.
 
     A certified ranking is the one that float64 distances to all learnwares give; it is certified
-    unless `most` cut it short or there are no bounds. Float32 decides what float64 measures, with a
-    margin thirty times its greatest error that we saw. Equal distances keep the order of the pool.
-    There are fewer than `top_k` where there are fewer learnwares.
+    unless `most` cut it short or there are no bounds. Equal distances keep the order of the pool.
+    There are fewer than `top_k` where there are fewer learnwares. Weights are made to sum to one.
 
     Raises ValueError for no user, users that `check_rkme` refuses or of another dimension than the
-    learnwares, arguments whose lengths do not match, top_k < 1, most < top_k, no learnware, or
-    neither bounds nor `most`.
+    learnwares, arguments whose shapes do not match (on several hosts: or differ between them),
+    n < 1, top_k < 1, most < top_k, no learnware, or neither bounds nor `most`.
     """
     _check(users, coordinates, rest, sketches, specifications, n, top_k, most)
-    z, beta = stack(
-        users, 1 if (size := max(len(u.beta) for u in users)) == 1 else -(-size // 4) * 4
-    )
+    size = max(len(user.beta) for user in users)
+    z, beta = stack(users, 1 if size == 1 else -(-size // 4) * 4)
+    beta /= beta.sum(1, keepdims=True)
     biased = self_deficits(specifications.kernel, z, beta)
-    unbiased = [unbias(*pair) for pair in zip(biased, n, strict=True)]
-    users = [_User(*u) for u in zip(z, beta, unbiased - biased, unbiased, strict=True)]
+    z, beta, biased, coordinates, rest, n = _agree(
+        (z, beta, biased, coordinates, rest, np.array(n)), specifications
+    )
+    unbiased = np.array([unbias(*pair) for pair in zip(biased, n.tolist(), strict=True)])
+    users = [_User(*user) for user in zip(z, beta, unbiased - biased, unbiased, strict=True)]
     found = []
     for i in range(0, len(users), _USERS):
         some = slice(i, i + _USERS)
@@ -312,6 +327,19 @@ def _check(users, coordinates, rest, sketches, specifications, n, top_k, most):
                 f"search: user {i} has dimension {np.shape(user.z)[1]}, the learnwares "
                 f"{dimension}; embed both with one encoder."
             )
+    if min(n) < 1:
+        raise ValueError(f"search: got n={list(n)}; want at least one row behind every user.")
+    if rest is not None and np.shape(rest) != (len(users),):
+        raise ValueError(
+            f"search: got rest of shape {np.shape(rest)} for {len(users)} users; want one number a "
+            "user."
+        )
+    counts = [np.shape(a)[0] for a in specifications[1:]]
+    if len(set(counts)) > 1 or counts[0] > len(sketches.code):
+        raise ValueError(
+            f"search: got specifications with {counts} rows of z, beta and self_term, and sketches "
+            f"of up to {len(sketches.code)}; want the same learnwares in all of them."
+        )
     if np.shape(coordinates)[1] != width or (rest is None) != (sketches.rest is None):
         raise ValueError(
             f"search: users have {np.shape(coordinates)[1]} coordinates and "
@@ -326,6 +354,25 @@ def _check(users, coordinates, rest, sketches, specifications, n, top_k, most):
         )
 
 
+def _agree(arrays, specifications):
+    """The arrays of process 0 in every process: one bit that differs, and they would part ways."""
+    if jax.process_count() == 1:
+        return arrays
+    arrays = [None if a is None else np.ascontiguousarray(a) for a in arrays]
+    shapes = str([None if a is None else (a.shape, a.dtype.str) for a in arrays])
+    what = zlib.crc32(f"{shapes} {np.shape(specifications.z)}".encode())
+    everyone = multihost_utils.process_allgather(np.array([what], np.uint32))
+    if len(set(np.ravel(everyone).tolist())) > 1:
+        raise ValueError(
+            "search: processes have users of different sizes, or pools; give all of them the same "
+            f"files (here users are {shapes}, the pool {np.shape(specifications.z)})."
+        )
+    # As integers: float64 would be rounded on its way.
+    given = [a for a in arrays if a is not None]
+    bits = iter(multihost_utils.broadcast_one_to_all([a.view(np.uint32) for a in given]))
+    return [None if a is None else np.array(next(bits)).view(a.dtype) for a in arrays]
+
+
 def _search(users, stage, sketches, specifications, top_k, most):
     """(index, distance, measured, certified) of each of a few users."""
     mesh, capacity = sketches.code.sharding.mesh, len(sketches.code)
@@ -338,14 +385,11 @@ def _search(users, stage, sketches, specifications, top_k, most):
     if not there:
         raise ValueError("search: the pool has no learnware; add some, or rank another pool.")
     top_k, candidates = min(top_k, there), np.asarray(candidates)[:, :there]
-    largest = float(np.abs(specifications.self_term[candidates]).max())
-    margin = _MARGIN * (largest + max(abs(user.self_term) for user in users))
     near = [measure(_cross32, *pair) for pair in zip(users, candidates, strict=True)]
     counts, others = np.full(len(users), there), candidates
     if bounded:
         limits = [
-            np.partition(distance, top_k - 1)[top_k - 1] + margin - user.shift
-            for user, distance in zip(users, near, strict=True)
+            _kth(distance, top_k) - user.shift for user, distance in zip(users, near, strict=True)
         ]
         counts = np.asarray(_count_below(lower, round_up_float32(np.array(limits)), mesh=mesh))
         width = min(1 << (min(int(counts.max()), most) - 1).bit_length(), capacity)
@@ -354,43 +398,50 @@ def _search(users, stage, sketches, specifications, top_k, most):
     for i, user in enumerate(users):
         rows = others[i, : counts[i]]
         new = rows[~np.isin(rows, candidates[i])]
-        certified = bounded and len(new) + len(candidates[i]) <= most
-        new = np.sort(new[: most - len(candidates[i])])
+        certified = bounded and len(rows) == counts[i] and len(new) + there <= most
+        new = np.sort(new[: most - there])
         rows = np.concatenate([candidates[i], new])
-        distance = np.concatenate([near[i], measure(_cross32, user, new)])
-        limit = np.partition(distance, top_k - 1)[top_k - 1] + 2 * margin
-        finalists = np.sort(rows[distance <= limit])
-        distance = measure(_cross64, user, finalists)
+        distance = np.concatenate([near[i], measure(_cross32, user, new)], 1)
+        finalists = np.sort(rows[distance[0] <= _kth(distance, top_k)])
+        (distance,) = measure(_cross64, user, finalists)
         order = np.argsort(distance, kind="stable")[:top_k]
         results.append((finalists[order], distance[order], len(rows), certified))
     return results
 
 
+def _kth(bounds, k):
+    """A number that the k-th smallest distance is not above, from (lower, upper) bounds."""
+    return np.partition(bounds[1], k - 1)[k - 1]
+
+
 def _distances(specifications, mesh, part, program, user, rows):
     """Distances from a user to the learnwares at `rows`, each by the process that holds it.
 
-    `part` is how many rows a device holds.
+    (2, c) lower and upper bounds, or (1, c), by `program`. `part` is how many rows a device holds.
     """
     kernel, z, beta, self_term = specifications
     owners = np.array([device.process_index for device in mesh.devices.flat])[rows // part]
     mine = np.flatnonzero(owners == jax.process_index())
-    found = np.full(len(rows), np.inf)
-    together = max(16, 1 << (_BYTES // z[:1].nbytes).bit_length() - 1)
+    found = np.full((1 if program is _cross64 else 2, len(rows)), np.inf)
+    m, d = np.shape(z)[1:]
+    together = 1 << max(1, _BYTES // (4 * m * max(d, len(user.z)))).bit_length() - 1
     with jax.enable_x64(True):
         for start in range(0, len(mine), together):
             piece = mine[start : start + together]
             # Few shapes are compiled: what is missing is filled up by repetition.
             chosen = rows[np.resize(piece, min(together, round_up(len(piece))))]
-            cross = program(kernel, user.z, user.beta, z[chosen], beta[chosen])
+            weights = np.asarray(beta[chosen])
+            weights = weights / weights.sum(1, keepdims=True)
+            cross = np.asarray(program(kernel, user.z, user.beta, z[chosen], weights))
             own = user.self_term + self_term[rows[piece]]
-            found[piece] = own - 2 * np.asarray(cross)[: len(piece)]
+            # The greatest product is the least distance.
+            found[:, piece] = own - 2 * cross[::-1, : len(piece)]
     return found if jax.process_count() == 1 else _least(found)
 
 
 def _least(values):
     """The elementwise minimum over processes."""
-    # As pairs of integers: float64 would be rounded on its way.
-    size = 1 << max(4, (len(values) - 1).bit_length())
-    padded = np.pad(values, (0, size - len(values)))
+    size = 1 << max(4, (values.shape[1] - 1).bit_length())
+    padded = np.pad(values, ((0, 0), (0, size - values.shape[1])))
     everyone = multihost_utils.process_allgather(padded.view(np.uint32))
-    return np.ascontiguousarray(everyone).view(np.float64).min(0)[: len(values)]
+    return np.ascontiguousarray(everyone).view(np.float64).min(0)[:, : values.shape[1]]

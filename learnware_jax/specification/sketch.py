@@ -77,6 +77,7 @@ def _project(landmarks, kernel, z, beta):
         t = _deficits(kernel, z.reshape(-1, z.shape[-1]).astype(jnp.float64), points, center)
         c = jnp.einsum("qm,qmj->qj", beta, t.reshape(*beta.shape, -1))
         own = jax.vmap(lambda *spec: self_deficit(RKME(*spec), kernel))(z.astype(jnp.float64), beta)
+        # <mu - mu_0, psi>; what `values` and c leave out is constant, and columns sum to zero.
         coordinates = (c - landmarks.values) @ landmarks.basis
         # |mu - mu_0|^2 less that of the projection (Pythagoras); rounding may leave it below zero.
         square = own + grand - 2 * c.mean(1) - (coordinates**2).sum(1)
@@ -95,7 +96,8 @@ def project(
     z: Float[np.ndarray, "q m d"],
     beta: Float[np.ndarray, "q m"],
 ) -> Projected:
-    """The projections of q mean embeddings, weights on the simplex, padded with weight zero.
+    """The projections of q mean embeddings, padded with weight zero; weights sum to one, or are
+    made to.
 
     In float64, so that bounds on distances are bounds. For any p and q, with a the distance of
     their coordinates: a^2 + (rest_p - rest_q)^2 <= |mu_p - mu_q|^2 <= a^2 + (rest_p + rest_q)^2
@@ -104,8 +106,9 @@ def project(
     parts = []
     with jax.enable_x64(True):
         for start in range(0, len(z), _TOGETHER):
-            piece = z[start : start + _TOGETHER], np.asarray(beta[start : start + _TOGETHER])
-            count = len(piece[0])
+            weights = np.asarray(beta[start : start + _TOGETHER], np.float64)
+            piece = z[start : start + _TOGETHER], weights / weights.sum(1, keepdims=True)
+            count = len(weights)
             # A power of two: few shapes are compiled.
             fill = (1 << (count - 1).bit_length()) - count
             padded = (np.concatenate([a, np.repeat(a[:1], fill, 0)]) for a in piece)
@@ -146,17 +149,21 @@ def choose_landmarks(
         gram = np.asarray(_deficits(kernel, wide, wide, wide.mean(0)))
     values = gram.mean(0)
     power, vectors = np.linalg.eigh(gram - values - values[:, None] + values.mean())
-    # Directions that rounding has made are none.
-    good = power > 1e-10 * max(power[-1], 0)
-    if not good.any() or power[-1] <= 0:
+    # Directions that rounding has made are none, and small ones are not orthogonal enough.
+    good = power > 1e-8 * power[-1]
+    if power[-1] <= 0:
         raise ValueError(
             f"choose_landmarks: the {len(points)} points drawn from {len(z)} specifications do not "
             "differ; give specifications of more than one task."
         )
     basis = vectors[:, good] / np.sqrt(power[good])
+    # Columns sum to zero, as `_project` takes for granted; rounding, divided by a small root, is
+    # not small.
+    basis -= basis.mean(0)
     coordinates = project(Landmarks(points, basis, values), kernel, z, beta).coordinates
     _, axes = np.linalg.eigh(coordinates.T @ coordinates)
-    return Landmarks(points, basis @ axes[:, ::-1][:, :width], values)
+    basis = basis @ axes[:, ::-1][:, :width]
+    return Landmarks(points, basis - basis.mean(0), values)
 
 
 def quantise(coordinates: Float[np.ndarray, "q s"], dtype: str) -> Coded:
@@ -171,7 +178,7 @@ def quantise(coordinates: Float[np.ndarray, "q s"], dtype: str) -> Coded:
     scale = np.ones(len(coordinates), np.float32)
     if dtype == "int8":
         largest = np.abs(coordinates).max(1) / 127
-        scale = np.where(largest > 0, largest, 1).astype(np.float32)
+        scale = np.maximum(largest, np.finfo(np.float32).tiny).astype(np.float32)
     code = coordinates / scale[:, None]
     code = (np.rint(code).clip(-127, 127) if dtype == "int8" else code).astype(CODES[dtype])
     error = np.linalg.norm(coordinates - scale[:, None] * code.astype(np.float64), axis=1)
