@@ -21,12 +21,14 @@ class Watched:
     """An array that keeps in mind which rows are read."""
 
     def __init__(self, array):
-        self.array, self.shape, self.read = array, array.shape, set()
+        self.array, self.shape, self.dtype, self.read = array, array.shape, array.dtype, set()
 
     def __getitem__(self, index):
-        if not isinstance(index, slice):
-            self.read.update(np.atleast_1d(index).tolist())
+        self.read.update(np.atleast_1d(np.arange(len(self.array))[index]).tolist())
         return self.array[index]
+
+    def __len__(self):
+        return len(self.array)
 
 
 def main(port=None, processes=1, process=0):
@@ -40,7 +42,9 @@ def main(port=None, processes=1, process=0):
     landmarks = choose_landmarks(jax.random.key(0), z, beta, kernel, count=64, width=24)
     p = project(landmarks, kernel, z, beta)
     self_term = p.self_term * N / (N - 1)
-    sketches = place(pool_mesh(), *quantise(p.coordinates, "int8"), p.rest, self_term - p.self_term)
+    code, scale, error = quantise(p.coordinates, "int8")
+    codes = Watched(code)
+    sketches = place(pool_mesh(), codes, scale, error, p.rest, self_term - p.self_term)
     u = project(landmarks, kernel, *(np.stack(a) for a in zip(*users, strict=True)))
     watched = Watched(z)
     specs = Specifications(kernel, watched, beta, self_term)
@@ -53,6 +57,7 @@ def main(port=None, processes=1, process=0):
                 "certified": found.certified.tolist(),
                 "devices": jax.device_count(),
                 "rows": sorted(watched.read),
+                "codes": sorted(codes.read),
             }
         )
     )

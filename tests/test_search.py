@@ -21,8 +21,9 @@ from learnware_jax.selection.search import (
     pool_mesh,
     put_row,
     search,
+    shortlist,
 )
-from learnware_jax.specification.kernels import Gaussian
+from learnware_jax.specification.kernels import Gaussian, InverseMultiquadric, Laplace, Linear
 from learnware_jax.specification.rkme import RKME
 from learnware_jax.specification.sketch import CODES, choose_landmarks, project, quantise
 
@@ -138,6 +139,67 @@ def test_cut_short_is_not_certified_and_measures_no_more():
         assert_allclose(found.distance[i], want[found.index[i]], atol=1e-12)
 
 
+@pytest.mark.parametrize("most", [16, 32])
+def test_a_limit_that_is_met_to_the_number_is_no_certificate(most):
+    rng = np.random.default_rng(0)
+    z = (rng.normal(size=(1, 4, D)) + 1e-3 * rng.normal(size=(60, 4, D))).astype(np.float32)
+    beta, user = np.full((60, 4), 0.25), RKME(z[0] + np.float32(1), np.full(4, 0.25))
+    found = run(Gaussian(0.5), [user], *pool(Gaussian(0.5), z, beta), most=most)
+    assert found.measured[0] == most and not found.certified[0]
+
+
+def hard(name):
+    """Pools and users that float32 cannot tell apart: (kernel, users, z, beta)."""
+    rng = np.random.default_rng(5)
+    m = 1 if "one point" in name else 3
+    beta = rng.dirichlet(np.ones(m), 120)
+    z = rng.normal(size=(1, m, D)) + 2e-4 * rng.normal(size=(120, m, D))
+    user = RKME((z[0] + 1e-4).astype(np.float32), beta[0])
+    match name:
+        case "far user" | "far user, one point":
+            user = RKME(user.z + np.float32(3000), user.beta)
+            return InverseMultiquadric(1.0), [user], z, beta
+        case "wide specifications":
+            z = 300 * rng.normal(size=(1, m, D)) + 0.3 * rng.normal(size=(120, m, D))
+            return Laplace(1.0), [RKME((z[0] + 0.1).astype(np.float32), beta[0])], z, beta
+        case "outlier without weight":
+            far = np.full((1, D), 1e4, np.float32)
+            user = RKME(np.concatenate([user.z, far]), np.append(user.beta, 0))
+            return Gaussian(0.5), [user], z, beta
+        case "tiny numbers":
+            return Linear(), [RKME(1e-19 * user.z, user.beta)], 1e-19 * z, beta
+        case "near copies":
+            return Laplace(1.0), [user], z, beta
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("far user", "far user, one point", "wide specifications", "outlier without weight"),
+        *("tiny numbers", "near copies"),
+    ],
+)
+def test_certificates_hold_where_float32_fails(name):
+    kernel, users, z, beta = hard(name)
+    z = z.astype(np.float32)
+    found = run(kernel, users, *pool(kernel, z, beta))
+    want = exact_distances(kernel, users[0], z, beta)
+    assert found.certified.all()
+    # Whatever was left out is not closer than what was found.
+    tolerance = 1e-13 * max(np.abs(want).max(), 1e-300)
+    assert (want[found.index[0]] <= np.sort(want)[:5] + tolerance).all()
+    assert_allclose(found.distance[0], np.sort(want)[:5], rtol=1e-6, atol=tolerance)
+
+
+def test_vectors_longer_than_a_program_holds_are_measured_one_by_one(monkeypatch):
+    monkeypatch.setattr("learnware_jax.selection.search._BYTES", 16)
+    z, beta = specifications(40)
+    (user,) = users_like(1)
+    found = run(Gaussian(0.5), [user], *pool(Gaussian(0.5), z, beta))
+    want = exact_distances(Gaussian(0.5), user, z, beta)
+    assert_array_equal(found.index[0], np.argsort(want)[:5])
+
+
 def test_without_bounds_the_closest_sketches_are_measured():
     z, beta = specifications(300)
     users = users_like(6)
@@ -166,6 +228,7 @@ def test_without_bounds_the_closest_sketches_are_measured():
         ({"top_k": 0}, "top_k=0, most=None; want 1 <= top_k"),
         ({"most": 3}, "top_k=5, most=3; want 1 <= top_k <= most"),
         ({"coordinates": np.zeros((2, 3))}, "have 3 coordinates and a rest, the learnwares 24"),
+        ({"n": [N, 0]}, r"n=\[40, 0\]; want at least one row"),
         ({"rest": None}, "24 coordinates and no rest, the learnwares 24 and a rest"),
         ({"users": [RKME(np.zeros((1, 2)), np.ones(1))] * 2}, "dimension 2, the learnwares 6"),
         ({"users": [RKME(np.zeros((1, D)), np.ones(1) / 2)] * 2}, "must be non-negative and sum"),
@@ -183,6 +246,15 @@ def test_bad_arguments(change, message):
     }
     with pytest.raises(ValueError, match=message):
         search(sketches=sketches, specifications=specs, **(arguments | change))
+
+
+def test_specifications_of_other_learnwares_are_refused():
+    z, beta = specifications(20)
+    landmarks, sketches, specs = pool(Gaussian(0.5), z, beta)
+    with pytest.raises(ValueError, match=r"\[15, 20, 20\] rows of z, beta and self_term"):
+        run(Gaussian(0.5), users_like(1), landmarks, sketches, specs._replace(z=z[:15]))
+    with pytest.raises(ValueError, match="got count=0; want 1 to 32"):
+        shortlist(sketches, np.zeros((1, WIDTH)), np.zeros(1), count=0)
 
 
 def test_a_learnware_joins_without_a_compilation():
@@ -249,7 +321,8 @@ def free_port():
 
 @pytest.mark.parametrize("devices", [3, 8])
 def test_many_devices_give_the_same_bits(on_one_device, devices):
-    assert outcome(start(devices=devices)) == on_one_device | {"devices": devices}
+    found = outcome(start(devices=devices))
+    assert found == on_one_device | {"devices": devices}
 
 
 def test_two_processes_give_the_same_bits(on_one_device):
@@ -258,7 +331,10 @@ def test_two_processes_give_the_same_bits(on_one_device):
     for i, process in enumerate(both):
         found = outcome(process)
         # Each read its own rows of codes and of points, and no other.
-        rows = found.pop("rows")
-        assert found == {k: v for k, v in on_one_device.items() if k != "rows"} | {"devices": 4}
+        rows, codes = found.pop("rows"), found.pop("codes")
+        assert found == {k: v for k, v in on_one_device.items() if k not in ("rows", "codes")} | {
+            "devices": 4
+        }
         half = capacity_of(ROWS, 4) // 2
         assert min(rows) >= i * half and max(rows) < min((i + 1) * half, ROWS)
+        assert codes == list(range(i * half, min((i + 1) * half, ROWS)))

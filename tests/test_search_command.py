@@ -140,8 +140,11 @@ runpy.run_module("experiments.search", run_name="__main__", alter_sys=True)
 """
 
 
-def together(material, workdir, dying=None):
-    """Two processes of one run; returns (exit status, standard error) of each."""
+def together(material, workdir, dying=None, without_file=None):
+    """Two processes of one run; returns (exit status, standard error) of each.
+
+    One may be killed in its search, or be without a user's file.
+    """
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
@@ -149,9 +152,11 @@ def together(material, workdir, dying=None):
     processes = []
     for i in range(2):
         program = ["-c", DYING] if i == dying else ["-m", "experiments.search"]
+        users = tuple(f"{user}{'.gone' * (i == without_file)}" for user in config.users)
+        users = tuple(user.replace(".safetensors.gone", ".gone.safetensors") for user in users)
         arguments = [
             *("--config=configs/search.py:smoke", f"--config.dock={config.dock}"),
-            *(f"--config.workdir={workdir}", f"--config.users={tuple(config.users)!r}"),
+            *(f"--config.workdir={workdir}", f"--config.users={users!r}"),
             *(f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={i}"),
         ]
         flags = "--xla_force_host_platform_device_count=2"
@@ -189,6 +194,16 @@ def test_a_process_whose_fellow_is_killed_says_so_and_ends(material, tmp_path, d
     assert (status, ours in error) == (3, True) or "another task died" in error, error
     assert status in (3, -signal.SIGABRT)
     assert not (tmp_path / "two").exists()
+
+
+def test_a_process_with_bad_input_says_so_and_both_end(material, tmp_path):
+    search.run(settings(material, tmp_path / "alone"))
+    ends = together(material, tmp_path / "two", without_file=1)
+    status, error = ends[1]
+    assert status == 2 and "error: read_spec: there is no " in error and "Traceback" not in error
+    status, error = ends[0]
+    assert status in (3, -signal.SIGABRT)
+    assert "cannot reach the others" in error or "another task died" in error
 
 
 @pytest.mark.parametrize(

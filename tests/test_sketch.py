@@ -163,6 +163,35 @@ def test_nothing_is_left_of_what_landmarks_span(kernel):
         assert_allclose(bounds(p, 0, i), distance, rtol=1e-7)
 
 
+@pytest.mark.parametrize("away", [0.0, 8.0])
+def test_bounds_hold_among_near_copies(away):
+    # Hundreds of landmarks that hardly differ: small eigenvalues, whose vectors rounding bends.
+    rng, kernel = np.random.default_rng(0), Gaussian(0.05)
+    z = rng.normal(size=(1, 4, 6)) + 0.01 * rng.normal(size=(300, 4, 6))
+    z, beta = z.astype(np.float32), rng.dirichlet(np.ones(4), 300)
+    landmarks = choose_landmarks(jax.random.key(0), z, beta, kernel, count=512, width=256)
+    assert np.abs(landmarks.basis.sum(0)).max() < 1e-9
+    user = RKME(z[0] + np.float32(away), beta[0])
+    u = project(landmarks, kernel, user.z[None], user.beta[None])
+    p = project(landmarks, kernel, z, beta)
+    for i in range(1, 300, 20):
+        distance = oracle.squared_mmd(kernel, user, RKME(z[i], beta[i]))
+        near = ((p.coordinates[i] - u.coordinates[0]) ** 2).sum()
+        assert near + (p.rest[i] - u.rest[0]) ** 2 <= distance + 1e-9
+        assert distance <= near + (p.rest[i] + u.rest[0]) ** 2 + 1e-9
+
+
+def test_weights_are_made_to_sum_to_one():
+    z, beta = specifications(12)
+    landmarks = choose_landmarks(jax.random.key(0), z, beta, Linear(), count=16, width=2)
+    for one, other in zip(
+        project(landmarks, Linear(), z, beta),
+        project(landmarks, Linear(), z, (1 + 1e-5) * beta),
+        strict=True,
+    ):
+        assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
 def test_components_come_in_the_order_of_what_they_hold():
     z, beta = specifications(50)
     key, kernel = jax.random.key(2), Gaussian(0.3)

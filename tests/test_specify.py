@@ -134,6 +134,14 @@ def test_every_format_gives_its_texts(tmp_path, cheap, monkeypatch, kind):
     )
 
 
+def test_cells_of_a_table_are_words(tmp_path, cheap):
+    file = tmp_path / "mine.csv"
+    file.write_text('text,b\nNA,1\nnull,2\n007,3\n"two\nlines",4\n"",5\n')
+    assert specify.run(small(tmp_path, file))["n"] == 4
+    z = made(tmp_path)[0].z
+    assert np.isin(z[:, 0], stand_in(None, ["NA", "null", "007", "two lines"])[:, 0]).all()
+
+
 def test_columns_are_chosen_once_or_named(tmp_path, cheap):
     rows = [
         {"text": f"word {i}", "other": f"a much longer text with number {i}"} for i in range(40)

@@ -18,11 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, Real, UInt32, UInt64
 
-from learnware_jax.specification.kernels import (
-    Kernel,
-    squared_distances,
-    to_dict,
-)
+from learnware_jax.specification.kernels import Kernel, squared_distances, to_dict
 from learnware_jax.specification.reduce import (
     FIT_ROWS,
     RESIDUAL_ROWS,
@@ -39,10 +35,11 @@ from learnware_jax.specification.rkme import (
     unbias,
 )
 
-# Rows are worked off in blocks of so many, wherever pieces begin: sums are then the same to the
-# bit, and a stream of single rows is not slow.
+# Rows are worked off in blocks of so many, wherever pieces begin: so sums are the same to the bit,
+# and a row that comes alone does not cost a pass of its own.
 _BLOCK = 16384
-# Of the mean variance of what is calibrated. Rounding in float32 lies below, signals above.
+# As a share of the mean variance of what is calibrated: rounding in float32 is less, and must not
+# be followed.
 _RIDGE = 1e-7
 
 
@@ -196,7 +193,8 @@ def finish(key: PRNGKeyArray, stream: Stream, m: int, **options) -> Reduced:
 
     Options and errors are those of `reduce`, and up to `capacity` rows so is the result, to the
     bit. Beyond, points and weights are fitted to `sample_of(stream)`, and the residual is an
-    estimate of the squared MMD to all n rows. ValueError if there are none.
+    estimate of the squared MMD to all n rows; by fitting to the sample it is a few per cent too
+    small. ValueError if there are no rows.
     """
     stream = _settle(_not_empty(stream, where="finish"))
     rows, weights = sample_of(stream)
@@ -309,8 +307,9 @@ def _least(priorities, rows, count):
 def _residual(stream, spec):
     """The squared MMD between all n rows and `spec`, estimated from the sample.
 
-    A U-statistic, as of a uniform sample: with equal weights. Calibrated ones have less noise than
-    it takes off. They are also why that the fit was to the same rows makes it hardly too small.
+    A U-statistic with equal weights: it takes off the noise of a uniform sample, of which
+    calibrated weights have less. That `spec` was fitted to the same rows makes it a little too
+    small, as it follows what noise calibration leaves.
     """
     _, rows = _least(stream.priorities, stream.rows, RESIDUAL_ROWS)
     with jax.enable_x64(True):
