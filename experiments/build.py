@@ -36,7 +36,7 @@ from experiments.models import (
     template_of,
     with_base,
 )
-from learnware_jax.dock import store
+from learnware_jax.dock import index, store
 from learnware_jax.dock.labelled import LabelledTask, load_examples
 from learnware_jax.dock.tasks import TASKS, Task, halves, load_task, read_texts
 from learnware_jax.dock.texts import SUFFIXES, sample
@@ -382,7 +382,7 @@ def specify(
         for id, reduced in zip(group, fitted, strict=True):
             header = header_of(space, settings, config.seed, reduced)
             learnware = store.Learnware(id, jobs[id].card, reduced.spec, header)
-            store.add(config.dock, learnware, adapter=adapters.get(id))
+            index.add(config.dock, learnware, adapter=adapters.get(id))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 from safetensors.numpy import load_file, save
 
-from learnware_jax.dock import store
+from learnware_jax.dock import index, store
 from learnware_jax.dock.materials import cache_dir, fetch
 from learnware_jax.slm.encoder import Encoder, embed, load_encoder
 from learnware_jax.specification import kernels
@@ -301,3 +301,17 @@ def reducer_options(settings: ConfigDict) -> dict[str, Any]:
 def own_points(settings: ConfigDict, count: int) -> int:
     """Points for somebody's own texts: as many points as texts could give the texts away."""
     return min(settings.points, max(1, count // 2))
+
+
+def update_index(dock: str) -> None:
+    """Build the dock's index or bring it up to date, with a progress bar."""
+    shown = 0
+    with bar("index", len(store.list_ids(dock))) as advance:
+
+        def progress(done):
+            nonlocal shown
+            advance(done - shown)
+            shown = done
+
+        # Landmarks are the same for the same dock.
+        index.update(dock, jax.random.key(0), progress=progress)

@@ -19,10 +19,9 @@ Examples:
 import sys
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 
-from experiments.common import BAD_INPUT, bar
+from experiments.common import BAD_INPUT, update_index
 from learnware_jax.dock import index, interop, store
 
 DOCK = flags.DEFINE_string("dock", "docks/quickstart", "The folder of the dock.")
@@ -48,20 +47,6 @@ def describe_index(dock: str) -> str:
     size = sum(file.stat().st_size for file in Path(dock, "index").iterdir())
     state = "behind the dock: update it with --index" if index.is_behind(dock) else "up to date"
     return f"Index: {rows} rows, {rows - alive} dead, {size:,} bytes, {state}."
-
-
-def update_index(dock: str) -> None:
-    """Build the dock's index or bring it up to date, with a progress bar."""
-    shown = 0
-    with bar("index", len(store.list_ids(dock))) as advance:
-
-        def progress(done):
-            nonlocal shown
-            advance(done - shown)
-            shown = done
-
-        # Landmarks are the same for the same dock.
-        index.update(dock, jax.random.key(0), progress=progress)
 
 
 def main(argv: list[str]) -> None:

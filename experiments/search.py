@@ -13,13 +13,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments.common import (
-    bar,
     dock_space,
     embed_parts,
     launch,
     own_points,
     reducer_options,
     say,
+    update_index,
     write_json,
 )
 from learnware_jax.dock import index, store
@@ -95,8 +95,7 @@ def _update(config: ConfigDict) -> None:
         return
     count = len(store.list_ids(config.dock))
     say(f"Bringing the index of {config.dock} up to date with its {count} learnwares.")
-    with bar("indexing", count) as advance:
-        index.update(config.dock, jax.random.key(config.seed), progress=advance)
+    update_index(config.dock)
 
 
 def _wait(name: str) -> None:

@@ -36,7 +36,7 @@ import jax
 import numpy as np
 import yaml
 
-from learnware_jax.dock import store
+from learnware_jax.dock import index, store
 from learnware_jax.dock.store import ADAPTER_FILES, MAX_JSON_BYTES, Learnware, StrPath
 from learnware_jax.specification import kernels
 from learnware_jax.specification.header import (
@@ -318,7 +318,7 @@ def import_zip(dock: StrPath, file: StrPath, id: str) -> None:
             store.create_dock(trial, header.space, header.kind)
             store.add(trial, learnware)
         store.create_dock(dock, header.space, header.kind)
-    store.add(dock, learnware, adapter=adapter)
+    index.add(dock, learnware, adapter=adapter)
 
 
 def export_zip(dock: StrPath, id: str, file: StrPath) -> None:
