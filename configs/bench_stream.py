@@ -1,12 +1,18 @@
 """Specifications of rows that arrive in pieces or in parts, beside one-shot compression.
 
-python -m experiments.bench_stream --config=configs/bench_stream.py         10 min on 2 cores, after
-    50,000 texts were embedded once (5 min; experiments.bench_reduce embeds the same)
-python -m experiments.bench_stream --config=configs/bench_stream.py:smoke   25 s
+python -m experiments.bench_stream --config=configs/bench_stream.py         23 min of CPU time on 2
+    cores, after 50,000 texts were embedded once, as for experiments.bench_reduce
+python -m experiments.bench_stream --config=configs/bench_stream.py:smoke   20 s, and as long again
+    where nothing is compiled yet
 
 Rows are texts of the catalogue, embedded, drawn again and again with a little noise; 1,000,000 of
-them take 1.5 GB in the workdir, which are removed. Every way is a process of its own, so that its
-peak of memory is its own.
+them take 1.5 GB in the workdir, which are removed. They are sorted by task: the first piece shows
+little of what follows, and every part is of other tasks. Every way is a process of its own, so that
+its peak of memory is its own.
+
+Squared MMD to all rows, divided by that of one-shot compression (1,000,000 rows, 100 points, gamma
+0.1 and the median): streamed 0.95 and 0.99, streams of 8 parts merged 0.95 and 0.99, finished
+specifications of 8 parts merged 0.98 and 1.01, a uniform sample without calibration 1.06 and 1.01.
 """
 
 from ml_collections import ConfigDict

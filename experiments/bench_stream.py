@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments.bench_reduce import real_embeddings, squared_distances
 from experiments.common import launch, write_json
+from experiments.figures import Curve, plot_scaling
 from learnware_jax.specification import kernels
 from learnware_jax.specification.kernels import Gaussian
 from learnware_jax.specification.reduce import Reduced, reduce
@@ -69,8 +70,31 @@ def run(config: ConfigDict) -> dict:
                 write_json(workdir / "results.json", output)
     finally:
         file.unlink(missing_ok=True)
+    if len(config.rows) > 1:
+        _plot(workdir / "scale.png", output["rows"], config.bandwidths[0])
     print(workdir / "results.json")
     return output
+
+
+def _plot(path: Path, rows: list[dict], bandwidth: str) -> None:
+    """Seconds and memory against the number of rows."""
+    shown = [
+        row
+        for row in rows
+        if row["bandwidth"] == bandwidth
+        and (row["way"] in ("one-shot", "streamed") or row["way"].startswith("merged streams"))
+    ]
+
+    def curves(field: str) -> list[Curve]:
+        ways = dict.fromkeys(row["way"] for row in shown)
+        cells = {way: [row for row in shown if row["way"] == way] for way in ways}
+        return [
+            Curve(way, [row["n"] for row in cell], [row[field] for row in cell])
+            for way, cell in cells.items()
+        ]
+
+    panels = {"seconds": curves("seconds_median"), "peak bytes": curves("peak_bytes")}
+    plot_scaling(path, "rows of the sample", panels)
 
 
 def _seeds(way: str, n: int, config: ConfigDict) -> list[int]:

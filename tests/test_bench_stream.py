@@ -102,6 +102,16 @@ def test_the_own_term_is_unbiased_and_its_error_is_what_it_says(x):
     )
 
 
+def test_the_own_term_of_all_rows_is_exact(x):
+    # Narrow, so that much is left outside of what 300 places span.
+    k, order = oracle.gram(Gaussian(30.0), x, x), np.random.default_rng(4).permutation(len(x))
+    places, rows = np.split(order, [300])
+    value, _ = bench_stream.own_term(
+        x[places].astype(float), k[places].mean(1), x[rows].astype(float), len(x), 30.0
+    )
+    assert_allclose(value, k.mean(), rtol=1e-4)
+
+
 def test_the_referee_gives_the_squared_mmd(tmp_path, x):
     np.save(tmp_path / "x.npy", x)
     rng = np.random.default_rng(3)
