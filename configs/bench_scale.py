@@ -2,7 +2,7 @@
 
 python -m experiments.bench_scale --config=configs/bench_scale.py
     10^4, 10^5 and 10^6 learnwares of 10 points, 10^4 of 100 points beside exact ranking, and 10^4
-    parameter vectors: about 20 min on 2 cores, 20 GB of disk below workdir, 3 GiB of memory.
+    parameter vectors: about 25 min on 2 cores, 20 GB of disk below workdir, 3 GiB of memory.
 python -m experiments.bench_scale --config=configs/bench_scale.py:million
     10^6 learnwares alone: 10 min.
 python -m experiments.bench_scale --config=configs/bench_scale.py:smoke

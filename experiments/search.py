@@ -158,7 +158,7 @@ def find(
 
 def _results(opened: index.Index, users: dict, found: Found) -> list[dict]:
     results = []
-    stems = [Path(name).name.removesuffix(".safetensors").removesuffix(".rkme") for name in users]
+    stems = [name if "." not in name else Path(name).stem.removesuffix(".rkme") for name in users]
     for i, (name, (_, n)) in enumerate(users.items()):
         ids = index.ids_of(opened, found.index[i])
         results.append(

@@ -159,12 +159,12 @@ def _pieces(source, position, space, encoder, mesh, config) -> Iterator[tuple[in
         seen += len(piece)
         try:
             if isinstance(piece[0], dict) and column is None:
-                column = texts._text_column(name, piece, list(piece[0]))
+                column = texts.text_column(name, piece, list(piece[0]))
                 say(f"{config.data}: the texts are column {column!r}.")
             if seen <= position:  # worked off before the run was stopped
                 continue
             if isinstance(piece[0], dict):
-                piece = texts._join_columns(name, piece, column)
+                piece = texts.join_columns(name, piece, column)
             strings = [clean for text in piece if (clean := " ".join(text.split()))]
             x = np.zeros((0, space["dimension"]), np.float32)
             if strings:

@@ -202,7 +202,9 @@ def assert_same_rows(a: Path, b: Path) -> None:
     one, other = (index.open_index(path) for path in (a, b))
     assert index.ids_of(one, range(len(one.n))) == index.ids_of(other, range(len(other.n)))
     for name in COLUMNS:
-        assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-6, atol=1e-9)
+        # A rest of nothing is the root of rounding.
+        near = 3e-8 if name == "rest" else 1e-9
+        assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-6, atol=near)
 
 
 @pytest.mark.parametrize("cuts", [[50], [1, 2, 30], range(1, 50)])

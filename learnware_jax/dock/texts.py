@@ -34,7 +34,7 @@ def read_file(path: str | Path, *, column: str | None = None) -> list[str]:
     suffix = path.suffix.lower()
     rows = _parquet_rows(path) if suffix == ".parquet" else _rows(path, suffix)
     if rows and isinstance(rows[0], dict):
-        texts = _join_columns(path, rows, column)
+        texts = join_columns(path, rows, column)
     elif column is not None:
         raise ValueError(
             f"read_file: {path} has no columns, {column!r} was asked for; leave the column out."
@@ -71,7 +71,7 @@ def read_pairs(path: str | Path, *, text: str, answer: str) -> list[tuple[str, s
         for row in rows
     ]
     columns = [
-        [" ".join(cell.split()) for cell in _join_columns(path, plain, name)]
+        [" ".join(cell.split()) for cell in join_columns(path, plain, name)]
         for name in (text, answer)
     ]
     for i, pair in enumerate(zip(*columns, strict=True), 1):
@@ -169,10 +169,10 @@ def _decode(path: Path) -> str:
         ) from None
 
 
-def _join_columns(path: Path, rows: list[dict], column: str | None) -> list[str]:
+def join_columns(path: Path, rows: list[dict], column: str | None) -> list[str]:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if column is None:
-        names = [_text_column(path, rows, columns)]
+        names = [text_column(path, rows, columns)]
         logger.info("read_file: %s: the texts are column %r", path, names[0])
     else:
         names = [column] if column in columns else column.split("+")
@@ -196,7 +196,7 @@ def _cell(row: dict, name: str) -> str | None:
     return "" if cell is None else cell if isinstance(cell, str) else None
 
 
-def _text_column(path: Path, rows: list[dict], columns: list[str]) -> str:
+def text_column(path: Path, rows: list[dict], columns: list[str]) -> str:
     lengths = {}
     for name in columns:
         cells = [_cell(row, name) for row in rows]

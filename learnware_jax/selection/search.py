@@ -288,7 +288,8 @@ def search(
         Without bounds, it is how many: those with the closest sketches.
 
     A certified ranking is the one that float64 distances to all learnwares give; it is certified
-    unless `most` cut it short or there are no bounds. Equal distances keep the order of the pool.
+    unless `most` cut it short or there are no bounds. (What float64 cannot resolve in `rest`, about
+    1e-9 of own terms, is beyond it.) Equal distances keep the order of the pool.
     There are fewer than `top_k` where there are fewer learnwares. Weights are made to sum to one.
 
     Raises ValueError for no user, users that `check_rkme` refuses or of another dimension than the
