@@ -170,6 +170,10 @@ def _decode(path: Path) -> str:
 
 
 def join_columns(path: Path, rows: list[dict], column: str | None) -> list[str]:
+    """The texts of a table's rows: a column, several joined ("a+b"), or the one found by itself.
+
+    ValueError for a column that is absent or holds no texts; `path` is for messages.
+    """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if column is None:
         names = [text_column(path, rows, columns)]
@@ -197,6 +201,7 @@ def _cell(row: dict, name: str) -> str | None:
 
 
 def text_column(path: Path, rows: list[dict], columns: list[str]) -> str:
+    """The column of these rows that holds the most text. ValueError if none holds texts alone."""
     lengths = {}
     for name in columns:
         cells = [_cell(row, name) for row in rows]
