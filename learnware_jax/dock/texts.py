@@ -201,7 +201,7 @@ def _cell(row: dict, name: str) -> str | None:
 
 
 def text_column(path: Path, rows: list[dict], columns: list[str]) -> str:
-    """The column of these rows that holds the most text. ValueError if none holds texts alone."""
+    """The column named as texts are, or that of most text. ValueError if none holds texts alone."""
     lengths = {}
     for name in columns:
         cells = [_cell(row, name) for row in rows]
