@@ -141,11 +141,24 @@ def test_cut_short_is_not_certified_and_measures_no_more():
 
 @pytest.mark.parametrize("most", [16, 32])
 def test_a_limit_that_is_met_to_the_number_is_no_certificate(most):
-    rng = np.random.default_rng(0)
-    z = (rng.normal(size=(1, 4, D)) + 1e-3 * rng.normal(size=(60, 4, D))).astype(np.float32)
-    beta, user = np.full((60, 4), 0.25), RKME(z[0] + np.float32(1), np.full(4, 0.25))
-    found = run(Gaussian(0.5), [user], *pool(Gaussian(0.5), z, beta), most=most)
+    # Sixty copies: the closest by estimate are the closest by bound, and none can be ruled out.
+    z, beta = specifications(1)
+    z, beta = np.repeat(z, 60, 0), np.repeat(beta, 60, 0)
+    found = run(Gaussian(0.5), users_like(1), *pool(Gaussian(0.5), z, beta), most=most)
     assert found.measured[0] == most and not found.certified[0]
+
+
+@pytest.mark.parametrize("dtype", CODES)
+def test_lower_bounds_are_below_and_close_where_landmarks_leave_no_rest(dtype):
+    z, beta = specifications(300)
+    users = users_like(4)
+    landmarks, sketches, _ = pool(Linear(), z, beta, dtype=dtype)
+    p = project(landmarks, Linear(), *(np.stack(a) for a in zip(*users, strict=True)))
+    lower = np.asarray(shortlist(sketches, p.coordinates, p.rest, count=5)[0])[:, :300]
+    for i, user in enumerate(users):
+        want = exact_distances(Linear(), user, z, beta) - own_deficit(Linear(), user) / (N - 1)
+        assert (lower[i] <= want).all()
+        assert np.median(lower[i] / want) > (0.9 if dtype == "int8" else 0.97)
 
 
 def hard(name):
