@@ -53,7 +53,7 @@ def plot_rankings(path: Path, users: Sequence[dict], threshold: float, *, shown:
         axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     for domain, color in colors.items():
-        figure.axes[0].plot([], [], color=color, linewidth=2, label=domain)
+        figure.axes[0].plot([], [], color=color, linewidth=2, label=domain.replace("$", r"\$"))
     figure.legend(loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     figure.suptitle(
         "Closest learnwares. Filled: not separated from the first. Dashed: beyond it, none fits.",
@@ -341,4 +341,127 @@ def plot_scaling(path: Path, x_label: str, panels: dict[str, Sequence[Curve]]) -
         axis.grid(color="0.92")
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False)
+    _write(figure, path)
+
+
+def plot_audit(path: Path, rows: Sequence[dict]) -> None:
+    """Share of users served rightly against the AUC of the best attack, a panel for every number of
+    rows; private kinds are lines over epsilon, the others single marks; see audit.json."""
+    sizes = sorted({row["n"] for row in rows})
+    figure = _new(figsize=(4.4 * len(sizes) + 0.5, 4.6))
+    names = list(dict.fromkeys(_audited(row) for row in rows))
+    marks = "osD^vP*Xhd<>"
+    for axis, n in zip(
+        np.atleast_1d(figure.subplots(1, len(sizes), sharey=True)), sizes, strict=True
+    ):
+        for i, name in enumerate(names):
+            some = [row for row in rows if row["n"] == n and _audited(row) == name]
+            some.sort(key=lambda row: float(row["epsilon"]))
+            points = [[row["auc"], row["quality"]] for row in some]
+            color = COLORS[i % len(COLORS)]
+            axis.plot(
+                *np.transpose(points or [[], []]).reshape(2, -1),
+                f"{marks[i % len(marks)]}-",
+                color=color,
+                markersize=5,
+                linewidth=1,
+            )
+            if len(some) > 1:
+                for row in some:
+                    label = "∞" if row["epsilon"] == "inf" else f"{row['epsilon']:g}"
+                    where = (row["auc"], row["quality"])
+                    axis.annotate(
+                        label, where, (3, 3), textcoords="offset points", fontsize=6, color=color
+                    )
+        axis.axvline(0.5, color="0.6", linestyle="--", linewidth=1)
+        axis.set_title(f"{n:,} rows", fontsize=9)
+        axis.set_xlabel("AUC of the best attack on membership", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("share of users, own task's learnware first", fontsize=8)
+    for i, name in enumerate(names):
+        figure.axes[0].plot(
+            [], [], f"{marks[i % len(marks)]}-", color=COLORS[i % len(COLORS)], label=name
+        )
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(
+        "Upper left is better. Numbers: epsilon. Dashed: the attack knows nothing.", fontsize=9
+    )
+    _save(figure, path)
+
+
+def _audited(row: dict) -> str:
+    points = f", {row['m']} points" if row["m"] else ""
+    return f"{row['kind']} {row['reducer']}".strip() + points
+
+
+def plot_gamed(path: Path, output: dict) -> None:
+    """Who is given an attacker, and how well models tell claimed texts apart; see gamed.py."""
+    figure = _new(figsize=(12, 4.6))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    rows = [r for r in output["rankings"] if r["users"] == "same" and r["attack"] != "none"]
+    attacks, methods = (list(dict.fromkeys(r[key] for r in rows)) for key in ("attack", "method"))
+    share = {(r["method"], r["attack"]): r["first"] for r in rows}
+    values = np.array([[share[m, a] for a in attacks] for m in methods])
+    left.imshow(values, cmap="Oranges", vmin=0, vmax=1, aspect="auto")
+    for (y, x), value in np.ndenumerate(values):
+        color = "white" if value > 0.7 else "black"
+        left.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=8, color=color)
+    left.set_xticks(range(len(attacks)), attacks, rotation=30, ha="right", fontsize=8)
+    left.set_yticks(range(len(methods)), methods, fontsize=8)
+    left.set_title("users to whom the attacker comes first, %", fontsize=9)
+    check = output["check"]
+    for y, row in enumerate(check["rows"]):
+        # Spread by a fixed pattern: dots of one value would hide each other.
+        shift = 0.3 * ((0.618 * np.arange(len(row["told"]))) % 1 - 0.5)
+        color = COLORS[0 if row["who"].startswith("honest") else 1]
+        right.plot(row["told"], y + shift, "o", color=color, markersize=3.5, alpha=0.6)
+    right.axvline(check["threshold"], color="0.5", linestyle="--", linewidth=1)
+    right.set_yticks(range(len(check["rows"])), [row["who"] for row in check["rows"]], fontsize=8)
+    right.invert_yaxis()
+    right.set_xlim(-0.02, 1.02)
+    right.set_xlabel(
+        "how well the model tells herded texts apart; dashed: flagged below", fontsize=8
+    )
+    right.tick_params(axis="x", labelsize=8)
+    right.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def plot_coverage(path: Path, panels: dict[str, Sequence[Curve]], nominal: float) -> None:
+    """Coverage against rows on a log axis, a panel a title, and a dashed line at the nominal one.
+
+    A curve has the same colour and marker in all panels. PNG or SVG; ValueError for another suffix.
+    """
+    names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
+    figure = _new(figsize=(4 * len(panels), 4.6))
+    for axis, (title, curves) in zip(
+        np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels.items(), strict=True
+    ):
+        axis.axhline(nominal, color="0.5", linestyle="--", linewidth=1, zorder=0)
+        for curve in curves:
+            place = names.index(curve.name)
+            axis.plot(
+                *(curve.x, curve.y),
+                marker="osD^vPX"[place % 7],
+                color=COLORS[place % len(COLORS)],
+                markersize=4.5,
+                linewidth=1.2,
+            )
+        axis.set_xscale("log")
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("rows of the user", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(color="0.93")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("coverage", fontsize=8)
+    for place, name in enumerate(names):
+        figure.axes[0].plot(
+            *([], []),
+            marker="osD^vPX"[place % 7],
+            color=COLORS[place % len(COLORS)],
+            markersize=4.5,
+            label=name,
+        )
+    figure.legend(loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     _write(figure, path)
