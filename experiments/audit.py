@@ -68,7 +68,10 @@ LOOKED_AT = 4
 TOGETHER = 16  # samples that are compressed in one call
 # Gradients of a mean loss are small for float16.
 SCALE = 64.0
-COLUMNS = ("kind", "reducer", "n", "m", "epsilon", "quality", "auc", "tpr_at_1pct", "member_rate")
+COLUMNS = (
+    *("kind", "reducer", "n", "m", "epsilon", "quality", "auc", "tpr_at_1pct", "stranger_auc"),
+    *("stranger_tpr_at_1pct", "member_rate", "copies"),
+)
 
 
 class Source(NamedTuple):
@@ -81,10 +84,10 @@ class Source(NamedTuple):
 class Material(NamedTuple):
     """Everything that one set of kinds is audited on."""
 
-    target: Source  # shuffled; attacked
+    target: Source  # shuffled; attacked are its first rows
     dock: dict[str, Source]  # shuffled, the target's beside the others'
     users: dict[str, np.ndarray]  # (users, rows, d) of each task of the dock
-    corpus: Source  # public texts that an attacker could write a specification with
+    public: Source  # texts of other tasks that everybody has
 
 
 class Kind(NamedTuple):
@@ -157,29 +160,28 @@ def audit(kind: Kind, n: int, material: Material, config: ConfigDict) -> dict[st
     order = np.stack([rng.permutation(2 * n) for _ in range(shadows)])
     member = order < n
     specs = kind.make(config.seed, (pool[m] for m in member))
-    views, row_views = kind.view(specs), kind.row_view(pool)
     targets = slice(min(2 * n, config.targets))
-    half = shadows // 2
-    attacks = {
-        f"tracing, ridge {ridge:g}": privacy.tracing_scores(views, row_views, ridge=ridge)[
-            :, targets
-        ]
-        for ridge in RIDGES
-    }
+    others = kind.row_view(material.target.rows[2 * n :][: config.others])
+    views, row_views = kind.view(specs), kind.row_view(pool)
+    near = {}
     if has_points(kind):
-        attacks["nearest point"] = np.stack(
+        near["nearest point"] = np.stack(
             [-privacy.nearest_rows(pool[targets], spec.z)[1] for spec in specs]
         )
-    attacks = {name: privacy.calibrated(s, member[:, targets]) for name, s in attacks.items()}
-    key = jax.random.key(config.seed)
-    # One half of the specifications chooses the attack, the other half reports it.
-    chosen = max(
-        attacks,
-        key=lambda name: privacy.leakage(
-            key, attacks[name][:half], member[:half, targets], draws=1
-        ).auc[0],
-    )
-    found = privacy.leakage(key, attacks[chosen][half:], member[half:, targets])
+    found = {
+        attacker: strongest(
+            {
+                f"tracing, ridge {ridge:g}": privacy.tracing_scores(
+                    views, row_views[targets], known, ridge=ridge
+                )
+                for ridge in RIDGES
+            }
+            | near,
+            member[:, targets],
+            config.seed,
+        )
+        for attacker, known in (("", row_views), ("stranger_", others))
+    }
     quality, error, users = ranking_quality(kind, n, material, config)
     row = {
         "kind": kind.kind,
@@ -190,17 +192,31 @@ def audit(kind: Kind, n: int, material: Material, config: ConfigDict) -> dict[st
         "quality": quality,
         "quality_stderr": error,
         "users": users,
-        "attack": chosen,
         "shadows": shadows,
-        **_with_ends("auc", found.auc),
-        **_with_ends("tpr_at_1pct", found.tpr),
     }
+    for attacker, (name, leakage) in found.items():
+        row |= _with_ends(f"{attacker}auc", leakage.auc)
+        row |= _with_ends(f"{attacker}tpr_at_1pct", leakage.tpr)
+        row[f"{attacker}attack"] = name
     if is_private(kind):
         bounds = privacy.leakage_bound(kind.epsilon, config.delta)
         row |= {"auc_bound": bounds[0], "tpr_bound": bounds[1]}
-    row |= look_at(kind, specs[half:][:LOOKED_AT], member[half:], material, n)
+    row |= look_at(kind, specs[:LOOKED_AT], member, material, n, config)
     row["seconds"] = time.perf_counter() - begin
     return row
+
+
+def strongest(attacks, member, seed) -> tuple[str, privacy.Leakage]:
+    """The name of the attack with the greatest AUC on one half of the specifications, and what it
+    finds in the other half."""
+    half, key = len(member) // 2, jax.random.key(seed)
+    scores = {name: privacy.calibrated(some, member) for name, some in attacks.items()}
+    aucs = {
+        name: privacy.leakage(key, some[:half], member[:half], draws=1).auc[0]
+        for name, some in scores.items()
+    }
+    chosen = max(aucs, key=aucs.get)
+    return chosen, privacy.leakage(key, scores[chosen][half:], member[half:])
 
 
 def _with_ends(name, value):
@@ -221,7 +237,7 @@ def is_private(kind: Kind) -> bool:
     return kind.kind != "rkme" or kind.reducer == "private"
 
 
-def look_at(kind, specs, member, material, n):
+def look_at(kind, specs, member, material, n, config):
     """What the specifications show without statistics: points that are rows, near rows, and texts.
 
     member_rate: the share of points whose nearest row of the pool is a member; 0.5 is no trace.
@@ -230,20 +246,27 @@ def look_at(kind, specs, member, material, n):
     """
     pool, texts = material.target.rows[: 2 * n], material.target.texts[: 2 * n]
     rates, copied, overlaps = [], [], []
-    corpus = kind.row_view(material.corpus.rows)
+    # Other texts of the attacked task are the best that a public corpus can have.
+    others = slice(2 * n, 2 * n + config.others)
+    corpus_texts = [*material.target.texts[others], *material.public.texts]
+    corpus_rows = np.concatenate([material.target.rows[others], material.public.rows])
+    corpus = kind.row_view(corpus_rows)
     words = [_words(text) for text in texts]
     for spec, m in zip(specs, member, strict=False):
         if has_points(kind):
             place, _ = privacy.nearest_rows(spec.z, pool)
             rates.append(m[place].mean())
             copied.append(len(privacy.copies(spec.z, pool[m])) / len(spec.z))
-            written, _ = privacy.nearest_rows(spec.z, material.corpus.rows)
+            written, _ = privacy.nearest_rows(spec.z, corpus_rows)
         else:
             # The mean over the specifications is what they all say: the rest is this one's.
             written, _ = privacy.fit_weights(kind.view([spec])[0], corpus, 16)
         overlaps.append(
             np.mean(
-                [_likest(t, words, m) - _likest(t, words, ~m) for t in _picked(material, written)]
+                [
+                    _likest(t, words, m) - _likest(t, words, ~m)
+                    for t in (_words(corpus_texts[i]) for i in np.unique(written))
+                ]
             )
         )
     found = {"overlap": float(np.mean(overlaps)), "overlap_stderr": _stderr(overlaps)}
@@ -254,10 +277,6 @@ def look_at(kind, specs, member, material, n):
             "copies": float(np.mean(copied)),
         }
     return found
-
-
-def _picked(material, places):
-    return [_words(material.corpus.texts[i]) for i in np.unique(places)]
 
 
 def _words(text):
@@ -282,7 +301,7 @@ def ranking_quality(kind, n, material, config) -> tuple[float, float, int]:
     names = list(material.dock)
     samples = [material.dock[name].rows[:n] for name in names]
     specs = kind.make(config.seed + 1, samples)
-    full = [i for i, rows in enumerate(samples) if len(rows) == n]
+    full = [i for i, rows in enumerate(samples) if len(rows) == n and names[i] in material.users]
     shares = []
     for i in full:
         scores = kind.rank(material.users[names[i]], specs, [len(rows) for rows in samples])
@@ -298,7 +317,7 @@ def table(rows: Sequence[dict]) -> list[str]:
         value = row.get(name)
         if value is None or value == "":
             return "-"
-        if name in ("quality", "auc", "tpr_at_1pct", "member_rate"):
+        if isinstance(value, float) and name != "epsilon":
             error = f" ± {row[f'{name}_stderr']:.2f}" if f"{name}_stderr" in row else ""
             if f"{name}_low" in row:
                 error = f" ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
@@ -327,7 +346,7 @@ def every_kind(config: ConfigDict) -> Iterator[tuple[int, Kind, Material]]:
         yield from vector_kinds(config, [n for n in sizes if n <= config.vectors.most])
 
 
-def material_of(texts, corpus: Source, rows_of, config, sizes, shape) -> Material:
+def material_of(texts, public: Source, rows_of, config, sizes, shape) -> Material:
     """Tasks in an order that the seed fixes: their last rows are for users, `shape` (users, rows),
     and the others for learnwares."""
     count = math.prod(shape)
@@ -336,16 +355,15 @@ def material_of(texts, corpus: Source, rows_of, config, sizes, shape) -> Materia
         for name, some in texts.items():
             rows, order = rows_of(some), np.random.default_rng(config.seed).permutation(len(some))
             sources[name] = source = Source([some[i] for i in order], rows[order])
-            users[name] = source.rows[-count:].reshape(*shape, -1)
-            dock[name] = Source(source.texts[:-count], source.rows[:-count])
+            # A small task is a learnware and nobody's.
+            kept = max(len(some) - count, 0)
+            if kept >= min(sizes):
+                users[name] = source.rows[kept:].reshape(*shape, -1)
+            else:
+                kept = len(some)
+            dock[name] = Source(source.texts[:kept], source.rows[:kept])
             advance(1)
-    # Other rows of the attacked task are the best that a public corpus can have.
-    spare = sources[config.target]
-    most = 2 * max(n for n in sizes if 2 * n <= len(dock[config.target].texts))
-    corpus = Source(
-        [*spare.texts[most:], *corpus.texts], np.concatenate([spare.rows[most:], corpus.rows])
-    )
-    return Material(dock[config.target], dock, users, corpus)
+    return Material(sources[config.target], dock, users, public)
 
 
 def public_texts(config: ConfigDict, limit: int, rows_of) -> Source:

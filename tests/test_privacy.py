@@ -319,13 +319,12 @@ def shadow_means(seed, n, d, count):
 
 def test_tracing_scores_are_the_formula():
     rows, _, views = shadow_means(0, 6, 3, 5)
-    centred = rows - rows.mean(0)
-    covariance = centred.T @ centred / 12
-    inverse = np.linalg.inv(covariance + 0.7 * np.trace(covariance) / 3 * np.eye(3))
-    found = privacy.tracing_scores(views, rows, ridge=0.7)
+    known = np.random.default_rng(9).standard_normal((20, 3)) + 1
+    inverse = np.linalg.inv(np.cov(known.T, bias=True) + 0.7 * known.var(0).mean() * np.eye(3))
+    found = privacy.tracing_scores(views, rows, known, ridge=0.7)
     for s in range(5):
         for i in range(12):
-            wanted = (rows[i] - rows.mean(0)) @ inverse @ (views[s] - views.mean(0))
+            wanted = (rows[i] - known.mean(0)) @ inverse @ (views[s] - views.mean(0))
             assert_allclose(found[s, i], wanted, rtol=1e-9)
 
 
@@ -334,7 +333,7 @@ def test_tracing_finds_in_a_mean_what_theory_says(n, d):
     """Whitened, a member's score is larger by d / n than another's, with a variance of d / n times
     the share that the pool leaves: half the rows of a pool of 2 n are in every mean."""
     rows, member, views = shadow_means(1, n, d, 40)
-    scores = privacy.tracing_scores(views, rows, ridge=1e-9)
+    scores = privacy.tracing_scores(views, rows, rows, ridge=1e-9)
     # Of a pool of N = 2 n rows with a whitened Gram trace of N d, half drawn without replacement.
     score = privacy.calibrated(scores, member)
     found = privacy.leakage(jax.random.key(0), score, member, draws=20).auc[0]

@@ -365,19 +365,25 @@ def copies(z: Float[ArrayLike, "m d"], x: Float[ArrayLike, "n d"]) -> Int[np.nda
 
 
 def tracing_scores(
-    views: Float[np.ndarray, "S D"], rows: Float[np.ndarray, "N D"], *, ridge: float
+    views: Float[np.ndarray, "S D"],
+    rows: Float[np.ndarray, "N D"],
+    known: Float[np.ndarray, "K D"],
+    *,
+    ridge: float,
 ) -> Float[np.ndarray, "S N"]:
     """How much every specification leans towards every row.
 
-    The score is <r_i - r, (C + ridge t I)^-1 (v_s - v)>, with C the covariance of the rows, t the
-    mean of its diagonal, r and v the means.
+    The score is <r_i - r, (C + ridge t I)^-1 (v_s - v)>, with r and C the mean and the covariance
+    of rows that the attacker knows, t the mean of C's diagonal, v the mean of the views.
 
     `views` are what the specifications say of the mean of their rows, in the coordinates of `rows`.
     With ridge -> infinity it is the witness function; a small ridge counts every direction by how
-    much a mean of rows spreads along it.
+    much a mean of rows spreads along it. Attackers who know all candidates find members by solving
+    for them, where there are no more candidates than coordinates.
     """
-    rows = rows - rows.mean(0)
-    covariance = rows.T @ rows / len(rows)
+    center = known.mean(0)
+    rows, known = rows - center, known - center
+    covariance = known.T @ known / len(known)
     covariance += ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     return np.linalg.solve(covariance, (views - views.mean(0)).T).T @ rows.T
 
