@@ -163,8 +163,8 @@ def test_weights_of_few_candidates_are_found_again():
         0.5 * candidates[7] + 0.3 * candidates[20] + 0.2 * candidates[41], candidates, 6
     )
     found = dict(zip(places.tolist(), beta, strict=True))
-    assert_allclose([found.pop(i) for i in (7, 20, 41)], [0.5, 0.3, 0.2], atol=1e-6)
-    assert sum(found.values()) < 1e-6
+    assert_allclose([found.pop(i) for i in (7, 20, 41)], [0.5, 0.3, 0.2], atol=1e-4)
+    assert sum(found.values()) < 1e-4
 
 
 def test_weights_are_the_best_for_the_chosen_candidates():
