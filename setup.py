@@ -5,7 +5,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "ruff>=0.11", "POT>=0.9.5"],
+    "test": [
+        *("pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "ruff>=0.11", "POT>=0.9.5"),
+        *("hypothesis>=6.100", "cryptography>=43", "dp-accounting>=0.6"),
+    ],
+    "privacy": ["dp-accounting>=0.6"],  # private fits in batches
+    "sign": ["cryptography>=43"],  # signatures of learnwares
+    "fuzz": ["atheris>=3.0"],
     "notebooks": ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"],
     "interop": ["learnware>=0.4.0.post1", "fast_pytorch_kmeans>=0.2", "peft>=0.18"],
     "parity": ["torch>=2.6", "transformers>=5.17,<6", "llama-cpp-python>=0.3", "peft>=0.18"],

@@ -39,6 +39,9 @@ def get_config(size="quickstart"):
             # A dock that exists; empty for the dock of `build`, made or completed first.
             dock="",
             build=build.get_config(dock),
+            # Public keys, lines "ssh-ed25519 AAAA... name": what others signed, or nobody, is left
+            # out. Empty for all that is sound.
+            trust="",
             user=dict(data="", column="", limit=2000),
             # Users for want of user.data. "same": rows of the dock's tasks that it has not;
             # "labelled": tasks with answers that have no learnware.

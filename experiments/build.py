@@ -4,8 +4,9 @@ Example: python -m experiments.build --config=configs/build.py:quickstart
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Collection
+import math
+import zlib
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,14 @@ from ml_collections import ConfigDict
 
 from experiments import finetune
 from experiments.common import (
+    bar,
     check_kernel,
     dock_space,
-    embed_parts,
+    embed_texts,
     header_of,
     kernel_of,
     launch,
+    made_by,
     open_encoder,
     own_points,
     reducer_options,
@@ -44,8 +47,9 @@ from learnware_jax.slm import lora
 from learnware_jax.slm.encoder import Encoder
 from learnware_jax.slm.evaluate import accuracy
 from learnware_jax.slm.weights import Model
-from learnware_jax.specification import kernels
-from learnware_jax.specification.reduce import reduce_many
+from learnware_jax.specification import kernels, privacy
+from learnware_jax.specification.header import SCHEMA, Header
+from learnware_jax.specification.reduce import PUBLISHING, reduce
 
 # What a card says because it was done or measured here; nobody's own card may claim it.
 RESERVED = ("adapter", "evaluation", "model", "training")
@@ -114,13 +118,13 @@ def run(config: ConfigDict) -> dict:
     for task in labelled:
         jobs[task.name] = Job(_card(task), partial(trained_texts, task.name, config))
     check_kernel(config.specification.kernel)
-    exists = (Path(config.dock) / "dock.json").exists()
-    if own.id and not jobs and not exists:
+    check_publishing(config.specification)
+    if own.id and not jobs and not _exists(config.dock):
         raise FileNotFoundError(
             f"build: there is no dock at {config.dock} to add {own.id!r} to; correct --config."
             "dock, or make a dock with --config=configs/build.py:quickstart first."
         )
-    present = set(store.list_ids(config.dock)) if exists else set()
+    present = _present(config.dock)
     submitted, adapters = _check_submissions(config, jobs, present)
     jobs |= submitted
     if not jobs:
@@ -130,21 +134,48 @@ def run(config: ConfigDict) -> dict:
         )
     if kept := [id for id in submitted if id in present]:
         say(f"{config.dock} has these with the same adapters, and keeps them: {', '.join(kept)}.")
-    missing = {id: job for id, job in jobs.items() if id not in present}
-    if missing:
-        if exists:
-            space, encoder = dock_space(config.dock, config.specification)
-        else:
-            encoder = open_encoder(config.specification)
-            space = space_of(encoder, config.specification)
-        names = [task.name for task in labelled if task.name in missing]
-        if names:
-            adapters |= _fine_tune(names, missing, config)
-        say(f"Specifying {len(missing)} of {len(jobs)} learnwares for {config.dock}.")
-        specify(missing, adapters, space, encoder, config)
+    added = []
+    if not jobs.keys() <= present:
+        with store.locked(
+            Path(config.dock) / ".building",
+            where="build",
+            doing=f"is building {config.dock}",
+            otherwise="name another --config.dock",
+        ):
+            # What another process has made meanwhile is there now.
+            present = _present(config.dock)
+            missing = {id: job for id, job in jobs.items() if id not in present}
+            _make(missing, adapters, [task.name for task in labelled], config)
+            added = list(missing)
     ids = store.list_ids(config.dock)
-    say(f"{config.dock} holds {len(ids)} learnwares, {len(missing)} of them new.")
-    return {"dock": config.dock, "added": list(missing), "learnwares": ids}
+    say(f"{config.dock} holds {len(ids)} learnwares, {len(added)} of them new.")
+    return {"dock": config.dock, "added": added, "learnwares": ids}
+
+
+def _exists(dock: str) -> bool:
+    return (Path(dock) / "dock.json").exists()
+
+
+def _present(dock: str) -> set[str]:
+    return set(store.list_ids(dock)) if _exists(dock) else set()
+
+
+def _make(
+    jobs: dict[str, Job],
+    adapters: dict[str, dict[str, bytes]],
+    labelled: Sequence[str],
+    config: ConfigDict,
+) -> None:
+    """Fine-tune those of the jobs that are labelled, specify all of them, and add them."""
+    if _exists(config.dock):
+        space, encoder = dock_space(config.dock, config.specification)
+    else:
+        encoder = open_encoder(config.specification)
+        space = space_of(encoder, config.specification)
+    if names := [name for name in labelled if name in jobs]:
+        adapters = adapters | _fine_tune(names, jobs, config)
+    say(f"Specifying {len(jobs)} learnwares for {config.dock}.")
+    specify(jobs, adapters, space, encoder, config)
 
 
 def _card(task: Task | LabelledTask) -> dict[str, Any]:
@@ -361,28 +392,100 @@ def specify(
     others = [f for f in ("max_tokens", "dtype") if space[f] != settings[f]]
     if exists and (others or space["kernel"]["name"] != settings.kernel.name):
         say(f"{config.dock} keeps the settings that it was made with: {space}")
-    keep = not any(job.own for job in jobs.values())
-    rows = embed_parts(encoder, [job.read() for job in jobs.values()], space, keep=keep)
+    # One by one, each with a key of its own: a build that goes on then makes the same bits as one
+    # that was never stopped.
+    rows = [embed_texts(encoder, job.read(), space, keep=not job.own) for job in jobs.values()]
     if not exists:
         kernel = kernel_of(settings.kernel, config.seed, np.concatenate(rows))
         space["kernel"] = kernels.to_dict(kernel)
         store.create_dock(config.dock, space)
-    by_points = defaultdict(dict)
-    for (id, job), embedded in zip(jobs.items(), rows, strict=True):
-        points = own_points(settings, len(embedded)) if job.own else settings.points
-        by_points[points][id] = embedded
-    for points, group in by_points.items():
-        fitted = reduce_many(
-            jax.random.key(config.seed),
-            list(group.values()),
-            points,
-            kernels.from_dict(space["kernel"]),
-            **reducer_options(settings),
-        )
-        for id, reduced in zip(group, fitted, strict=True):
-            header = header_of(space, settings, config.seed, reduced)
-            learnware = store.Learnware(id, jobs[id].card, reduced.spec, header)
+    kernel, options = kernels.from_dict(space["kernel"]), reducer_options(settings)
+    public = _public(encoder, space, kernel, settings) if is_private(settings) else None
+    with bar("specifications", len(jobs)) as advance:
+        for (id, job), x in zip(jobs.items(), rows, strict=True):
+            key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(id.encode()))
+            if public is not None:
+                spec, header = _private(x, public, space, settings)
+            else:
+                points = own_points(settings, len(x)) if job.own else settings.points
+                reduced = reduce(key, x, points, kernel, **options)
+                spec, header = reduced.spec, header_of(space, settings, config.seed, reduced)
+                _refuse_copies(id, spec, x, settings)
+            learnware = store.Learnware(id, job.card, spec, header)
             index.add(config.dock, learnware, adapter=adapters.get(id))
+            advance(1)
+
+
+def is_private(settings: ConfigDict) -> bool:
+    """Whether specifications are to be differentially private."""
+    return math.isfinite(float(settings.privacy.epsilon))
+
+
+def check_publishing(settings: ConfigDict) -> None:
+    """ValueError for a reducer that publishes rows and was not allowed to by name, and for privacy
+    that cannot be had; a warning for one that was."""
+    named, private = settings.publish_rows, settings.privacy
+    if named not in ("", settings.reducer):
+        raise ValueError(
+            f"build: got publish_rows={named!r} and reducer={settings.reducer!r}; want the "
+            "reducer's name, or nothing."
+        )
+    try:
+        privacy.gaussian_noise(float(private.epsilon), private.delta)
+    except ValueError as error:
+        raise ValueError(f"build: privacy: {error}") from error
+    if is_private(settings):
+        if settings.kernel.name != "linear" and settings.kernel.gamma == "median":
+            raise ValueError(
+                "build: a kernel.gamma of 'median' is taken from the texts themselves, and is not "
+                "private; give a number."
+            )
+    elif settings.reducer in PUBLISHING and not named:
+        raise ValueError(
+            f"build: the reducer {settings.reducer!r} publishes embeddings of the texts as they "
+            "are, from which texts can be found again; use gauss_newton, or say --config."
+            f"specification.publish_rows={settings.reducer} if everybody may know the texts."
+        )
+    elif named:
+        say(
+            f"warning: {named} publishes embeddings of the texts as they are; whoever has a text "
+            "can see whether it is among them."
+        )
+
+
+def _refuse_copies(id, spec, x, settings):
+    """ValueError if points are rows, as a cluster of one is, and nobody has allowed it."""
+    copied = privacy.copies(spec.z, x)
+    if len(copied) and not settings.publish_rows:
+        raise ValueError(
+            f"build: {len(copied)} of the {len(spec.z)} points of {id!r} are embeddings of its "
+            "texts as they are. Use fewer points, more texts or specification.start=noise; or say "
+            f"--config.specification.publish_rows={settings.reducer} if everybody may know the "
+            "texts."
+        )
+
+
+def _public(encoder, space, kernel, settings) -> privacy.Public:
+    tasks = tasks_of(settings.privacy.public)
+    texts = [t for task in tasks for t in load_task(task.name, settings.privacy.public_texts)]
+    return privacy.make_public(
+        jax.random.key(0), embed_texts(encoder, texts, space, keep=True), kernel
+    )
+
+
+def _private(x, public, space, settings):
+    """A private specification of embedded texts and its header."""
+    epsilon, delta = float(settings.privacy.epsilon), settings.privacy.delta
+    spec, release = privacy.private_rkme(
+        privacy.secret_key(), x, public, settings.points, epsilon=epsilon, delta=delta
+    )
+    features = (
+        f"{len(release.mean)} functions on {len(public.landmarks.points)} embedded texts of "
+        f"{', '.join(settings.privacy.public)}"
+    )
+    said = privacy.statement(release, epsilon=epsilon, delta=delta, features=features)
+    about = {"points": len(spec.beta), "reducer": "private", "privacy": said, **made_by()}
+    return spec, Header(SCHEMA, "rkme", space, about)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
-from safetensors.numpy import load_file, save
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from learnware_jax.dock import index, store
 from learnware_jax.dock.materials import cache_dir, fetch
@@ -101,7 +102,11 @@ def _explain(error: BaseException, joined: bool) -> int | None:
     wanted = isinstance(error, ValueError | TypeError | OSError | FloatingPointError)
     if not wanted or flags.FLAGS.debug:
         return None
-    say(f"error: {error}\n(--debug shows where.)")
+    remedy = ""
+    if isinstance(error, OSError) and error.strerror == os.strerror(error.errno or 0):
+        # Of the system, and not explained: most often a disk that is full or read-only.
+        remedy = "; what was there before is unchanged. Free space, or name another place"
+    say(f"error: {error}{remedy}\n(--debug shows where.)")
     return BAD_INPUT
 
 
@@ -155,7 +160,8 @@ def join_hosts(values: flags.FlagValues) -> bool:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON in one step: the old file or the new one. ValueError for NaN or infinity."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with store.explained(f"to {path.parent}", store.UNCHANGED, where="write_json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     store.write_file(path, text.encode(), where="write_json")
 
 
@@ -256,12 +262,20 @@ def embed_texts(
     file = cache_dir() / "embeddings" / f"{digest}.safetensors"
     if file.exists():
         try:
-            return load_file(file)["x"]
+            with safe_open(file, "numpy") as opened:
+                x, said = opened.get_tensor("x"), (opened.metadata() or {}).get("sha256")
+            if said == hashlib.sha256(x.tobytes()).hexdigest():
+                return x
+            raise ValueError("no checksum, or another one")
         except Exception as error:  # safetensors has one error for every damage
             logging.warning("%s is damaged (%s) and is made again.", file, error)
-    x = embed(encoder, texts, **options)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    store.write_file(file, save({"x": x}), where="embed_texts")
+    x = np.ascontiguousarray(embed(encoder, texts, **options))
+    data = save({"x": x}, {"sha256": hashlib.sha256(x.tobytes()).hexdigest()})
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        store.write_file(file, data, where="embed_texts")
+    except OSError as error:
+        logging.warning("Embedded texts are not kept: %s", error)
     return x
 
 
@@ -286,11 +300,18 @@ def header_of(space: dict[str, Any], settings: ConfigDict, seed: int, reduced: R
         "start": settings.start,
         "steps": settings.steps,
         "seed": seed,
+        **made_by(),
+    }
+    return Header(SCHEMA, "rkme", space, about)
+
+
+def made_by() -> dict[str, str]:
+    """When something was made and by which configuration, for headers."""
+    return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         # Only the configuration's name: overrides may hold paths that are nobody's business.
         "command": " ".join(a for a in sys.argv[1:] if a.startswith("--config=")),
     }
-    return Header(SCHEMA, "rkme", space, about)
 
 
 def reducer_options(settings: ConfigDict) -> dict[str, Any]:

@@ -345,54 +345,58 @@ def plot_scaling(path: Path, x_label: str, panels: dict[str, Sequence[Curve]]) -
 
 
 def plot_audit(path: Path, rows: Sequence[dict]) -> None:
-    """Share of users served rightly against the AUC of the best attack, a panel for every number of
-    rows; private kinds are lines over epsilon, the others single marks; see audit.json."""
+    """Share of users served rightly against the AUC of the best attack, a column of panels for
+    every number of rows and a line for every attacker; see audit.json.
+
+    What has an epsilon is a line over it, the rest is single marks. Of reduced sets, those with the
+    most points are shown.
+    """
     sizes = sorted({row["n"] for row in rows})
-    figure = _new(figsize=(4.4 * len(sizes) + 0.5, 4.6))
+    most = max((row["m"] for row in rows if row["m"]), default=None)
+    rows = [row for row in rows if row["m"] in (None, most)]
+    attackers = {"auc": "attacker knows all candidates", "stranger_auc": "attacker knows one text"}
     names = list(dict.fromkeys(_audited(row) for row in rows))
-    marks = "osD^vP*Xhd<>"
-    for axis, n in zip(
-        np.atleast_1d(figure.subplots(1, len(sizes), sharey=True)), sizes, strict=True
-    ):
-        for i, name in enumerate(names):
-            some = [row for row in rows if row["n"] == n and _audited(row) == name]
-            some.sort(key=lambda row: float(row["epsilon"]))
-            points = [[row["auc"], row["quality"]] for row in some]
-            color = COLORS[i % len(COLORS)]
-            axis.plot(
-                *np.transpose(points or [[], []]).reshape(2, -1),
-                f"{marks[i % len(marks)]}-",
-                color=color,
-                markersize=5,
-                linewidth=1,
-            )
-            if len(some) > 1:
-                for row in some:
+    styles = {
+        name: (COLORS[i % len(COLORS)], "osD^vP*Xhd<>"[i % 12]) for i, name in enumerate(names)
+    }
+    figure = _new(figsize=(3.8 * len(sizes) + 0.5, 6.6))
+    panels = figure.subplots(2, len(sizes), sharex=True, sharey=True, squeeze=False)
+    for column, n in enumerate(sizes):
+        for axis, (value, title) in zip(panels[:, column], attackers.items(), strict=True):
+            for name, (color, mark) in styles.items():
+                some = [row for row in rows if row["n"] == n and _audited(row) == name]
+                some.sort(key=lambda row: float(row["epsilon"]))
+                x, y = [row[value] for row in some], [row["quality"] for row in some]
+                axis.plot(x, y, f"{mark}-", color=color, markersize=5, linewidth=1, alpha=0.8)
+                for row in some if len(some) > 1 else ():
                     label = "∞" if row["epsilon"] == "inf" else f"{row['epsilon']:g}"
-                    where = (row["auc"], row["quality"])
                     axis.annotate(
-                        label, where, (3, 3), textcoords="offset points", fontsize=6, color=color
+                        label,
+                        (row[value], row["quality"]),
+                        xytext=(3, -8),
+                        textcoords="offset points",
+                        fontsize=6,
+                        color=color,
                     )
-        axis.axvline(0.5, color="0.6", linestyle="--", linewidth=1)
-        axis.set_title(f"{n:,} rows", fontsize=9)
-        axis.set_xlabel("AUC of the best attack on membership", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("share of users, own task's learnware first", fontsize=8)
-    for i, name in enumerate(names):
-        figure.axes[0].plot(
-            [], [], f"{marks[i % len(marks)]}-", color=COLORS[i % len(COLORS)], label=name
-        )
+            axis.axvline(0.5, color="0.6", linestyle="--", linewidth=1)
+            axis.set_title(f"{n:,} rows, {title}", fontsize=8)
+            axis.tick_params(labelsize=8)
+            axis.spines[["top", "right"]].set_visible(False)
+    for axis in panels[-1]:
+        axis.set_xlabel("AUC of the best attack", fontsize=8)
+    for axis in panels[:, 0]:
+        axis.set_ylabel("share of users, own task first", fontsize=8)
+    for name, (color, mark) in styles.items():
+        panels[0, 0].plot([], [], f"{mark}-", color=color, markersize=5, label=name)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(
-        "Upper left is better. Numbers: epsilon. Dashed: the attack knows nothing.", fontsize=9
+        "Upper left is better. Numbers: epsilon. Dashed: the attack learns nothing.", fontsize=9
     )
     _save(figure, path)
 
 
 def _audited(row: dict) -> str:
-    points = f", {row['m']} points" if row["m"] else ""
-    return f"{row['kind']} {row['reducer']}".strip() + points
+    return f"{row['kind']} {row['reducer']}".strip()
 
 
 def plot_gamed(path: Path, output: dict) -> None:
@@ -434,34 +438,37 @@ def plot_coverage(path: Path, panels: dict[str, Sequence[Curve]], nominal: float
     A curve has the same colour and marker in all panels. PNG or SVG; ValueError for another suffix.
     """
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
+    rows = sorted({x for curves in panels.values() for curve in curves for x in curve.x})
     figure = _new(figsize=(4 * len(panels), 4.6))
-    for axis, (title, curves) in zip(
-        np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels.items(), strict=True
-    ):
-        axis.axhline(nominal, color="0.5", linestyle="--", linewidth=1, zorder=0)
+    axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        axis.axhline(nominal, color="0.3", linestyle="--", linewidth=1, zorder=1)
         for curve in curves:
             place = names.index(curve.name)
             axis.plot(
-                *(curve.x, curve.y),
+                curve.x,
+                curve.y,
                 marker="osD^vPX"[place % 7],
                 color=COLORS[place % len(COLORS)],
                 markersize=4.5,
                 linewidth=1.2,
+                label=curve.name,
             )
         axis.set_xscale("log")
+        axis.set_xticks(rows, [f"{n:,}" for n in rows])
+        axis.minorticks_off()
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("rows of the user", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(color="0.93")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("coverage", fontsize=8)
-    for place, name in enumerate(names):
-        figure.axes[0].plot(
-            *([], []),
-            marker="osD^vPX"[place % 7],
-            color=COLORS[place % len(COLORS)],
-            markersize=4.5,
-            label=name,
-        )
-    figure.legend(loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    axes[0].set_ylabel("coverage", fontsize=8)
+    handles = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=3, fontsize=7, frameon=False
+    )
     _write(figure, path)

@@ -5,13 +5,13 @@ Example: python -m experiments.finetune --config=configs/finetune.py:smoke
 
 import hashlib
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -21,14 +21,15 @@ from experiments.common import launch, say, write_json
 from experiments.models import describe, labelled_of, lesson, open_model, template_of
 from learnware_jax.dock.labelled import Example, load_examples
 from learnware_jax.dock.materials import fetch_dataset
-from learnware_jax.dock.store import check_id, write_file
+from learnware_jax.dock.store import check_id, explained, locked, sweep, write_file
 from learnware_jax.dock.texts import SUFFIXES, read_pairs
 from learnware_jax.dock.texts import digest as digest_of
 from learnware_jax.slm import finetune, lora
 from learnware_jax.slm.finetune import Settings
-from learnware_jax.slm.weights import Model
+from learnware_jax.slm.weights import Model, file_sha256
 
 SHARDINGS = ("none", "data", "full")
+STACK = "stack.json"  # the ids of what is trained together
 
 
 class Lessons(NamedTuple):
@@ -139,8 +140,7 @@ def fine_tune(jobs: Sequence[Lessons], config: ConfigDict) -> dict:
             f"Fine-tuning {len(missing)} adapter(s) of {model.name}, {config.together} at a time, "
             f"{config.steps} steps of {config.batch} examples each."
         )
-        for i in range(0, len(missing), config.together):
-            stack = missing[i : i + config.together]
+        for stack in _stacks(jobs, missing, config):
             _train(stack, model, mesh, template, settings, config, digests)
     adapters = [
         json.loads((workdir / job.id / "summary.json").read_text())
@@ -168,15 +168,47 @@ def _digest(job: Lessons, config: ConfigDict) -> str:
 
 
 def _made(home: Path, digest: str) -> bool:
-    """Whether `home` has the adapter with this digest."""
-    if not (home / "summary.json").exists():
+    """Whether `home` has the adapter with this digest, undamaged."""
+    summary_file = home / "summary.json"
+    if not summary_file.exists():
         return False
-    if json.loads((home / "summary.json").read_text())["digest"] != digest:
+    remedy = f"delete {summary_file} to make the adapter again from its last checkpoint"
+    try:
+        summary = json.loads(summary_file.read_bytes())
+        made, files, said = summary["digest"], summary.pop("files", {}), summary.pop("sha256", None)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"finetune: {summary_file} is damaged; {remedy}.") from None
+    if made != digest:
         raise ValueError(
             f"finetune: {home} has an adapter that was made from other data or with other "
             "settings; name another --config.workdir, or delete that folder."
         )
+    if said is None:  # an earlier version wrote no hashes
+        return True
+    if said != _sha256(summary | {"files": files}):
+        raise ValueError(f"finetune: {summary_file} is damaged; {remedy}.")
+    for name, expected in files.items():
+        file = home / "adapter" / name
+        if not file.is_file() or file_sha256(file) != expected:
+            raise ValueError(f"finetune: {file} is missing or damaged; {remedy}.")
     return True
+
+
+def _sha256(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _stacks(jobs, missing, config: ConfigDict) -> list[Sequence[Lessons]]:
+    """What is to be trained together; first what a stopped run had begun, as it was begun."""
+    by_id, left, stacks = {job.id: job for job in jobs}, {job.id for job in missing}, []
+    for file in sorted(Path(config.workdir).glob(f"stack-*/{STACK}")):
+        ids = json.loads(file.read_bytes())
+        # Also those of it that are finished: without them the rest would be rounded otherwise.
+        if left & set(ids) and by_id.keys() >= set(ids):
+            stacks.append([by_id[id] for id in ids])
+            left -= set(ids)
+    rest = [job for job in missing if job.id in left]
+    return stacks + [rest[i : i + config.together] for i in range(0, len(rest), config.together)]
 
 
 def _train(jobs, model: Model, mesh, template, settings, config, digests) -> None:
@@ -189,19 +221,20 @@ def _train(jobs, model: Model, mesh, template, settings, config, digests) -> Non
         if len(ids) == 1
         else f"stack-{hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:12]}"
     )
-    home.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(home / ".lock", blocking=False):
-            _train_locked(jobs, model, mesh, template, settings, config, digests, home)
-    except filelock.Timeout:
-        raise TimeoutError(
-            f"finetune: another process is training in {home}; wait for it, or name another "
-            "--config.workdir."
-        ) from None
+    with locked(
+        home / ".lock",
+        where="finetune",
+        doing=f"is training in {home}",
+        otherwise="name another --config.workdir",
+    ):
+        _train_locked(jobs, model, mesh, template, settings, config, digests, home)
 
 
 def _train_locked(jobs, model, mesh, template, settings, config, digests, home) -> None:
     workdir = Path(config.workdir)
+    if len(jobs) > 1:
+        sweep(home / STACK)
+        write_json(home / STACK, [job.id for job in jobs])
     texts = tuple(_fitting(job, model, template, settings.widths[-1], config.learn) for job in jobs)
     for job, own in zip(jobs, texts, strict=True):
         finetune.check_texts(own, settings, name=job.id)
@@ -229,6 +262,7 @@ def _train_locked(jobs, model, mesh, template, settings, config, digests, home) 
         def report(done, state, metrics, tokens):
             log(done, metrics, tokens)
             if done % config.checkpoint_every == 0 and done < settings.steps:
+                log.keep()
                 finetune.save_checkpoint(home / "checkpoints", state, digest)
 
         last = finetune.train(
@@ -240,24 +274,25 @@ def _train_locked(jobs, model, mesh, template, settings, config, digests, home) 
         folder = workdir / job.id / "adapter"
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
+            sweep(folder / name)
             write_file(folder / name, data, where="finetune")
-        write_json(
-            workdir / job.id / "summary.json",
-            {
-                "id": job.id,
-                "digest": digests[job.id],
-                "model": describe(model, template),
-                "instruction": job.instruction,
-                "examples": len(texts[i]),
-                "steps": settings.steps,
-                "batch": settings.batch,
-                "rate": config.rate,
-                "loss": log.recent(i),
-                "tokens": log.tokens,
-                "seconds": log.seconds,
-                "together": len(jobs),  # tokens and seconds are those of so many adapters
-            },
-        )
+        summary = {
+            "id": job.id,
+            "digest": digests[job.id],
+            "model": describe(model, template),
+            "instruction": job.instruction,
+            "examples": len(texts[i]),
+            "steps": settings.steps,
+            "batch": settings.batch,
+            "rate": config.rate,
+            "loss": log.recent(i),
+            "tokens": log.tokens,
+            "seconds": log.seconds,
+            "together": len(jobs),  # tokens and seconds are those of so many adapters
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        }
+        sweep(workdir / job.id / "summary.json")
+        write_json(workdir / job.id / "summary.json", summary | {"sha256": _sha256(summary)})
 
 
 def _fitting(job: Lessons, model, template, width: int, learn: str) -> list[finetune.Text]:
@@ -302,6 +337,12 @@ class _Log:
         self.ids, self.steps, self.name = [job.id for job in jobs], settings.steps, home.name
         file = home / "metrics.jsonl"
         self.rows = [row for row in _read_metrics(file) if row["step"] <= begun]
+        if [row["step"] for row in self.rows] != list(range(1, begun + 1)):
+            raise ValueError(
+                f"finetune: {file} is damaged before step {begun}, from which the run would go on; "
+                f"delete {home} to start again."
+            )
+        sweep(file)
         kept = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_file(file, kept.encode(), where="finetune")
         self.file = file.open("a")
@@ -342,8 +383,10 @@ class _Log:
             "seconds": self.seconds,
         }
         self.rows.append(row)
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        state = "the run goes on from its last checkpoint"
+        with explained("metrics", state, self.file.name, where="finetune"):
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
         for name in self.ids:
             self.board.add_scalar(f"{name}/loss", row["loss"][name], done)
             self.board.add_scalar(f"{name}/gradient_norm", row["gradient_norm"][name], done)
@@ -354,6 +397,10 @@ class _Log:
         if self.plain and (done % max(1, self.steps // 4) == 0 or done == self.steps):
             left = (self.steps - done) * self.seconds / done
             say(f"{self.name}: step {done} of {self.steps}, {shown}, {left:.0f} s left")
+
+    def keep(self) -> None:
+        """Make the rows durable: a checkpoint is worth nothing without them."""
+        os.fsync(self.file.fileno())
 
     def __enter__(self):
         self.bar.start()
@@ -368,7 +415,7 @@ class _Log:
 def _read_metrics(file: Path) -> list[dict]:
     """Rows of a file of JSON lines, up to one that a killed writer left unfinished."""
     rows = []
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -22,6 +22,7 @@ from learnware_jax.slm.finetune import Text
 from learnware_jax.slm.lora import init_adapter
 from learnware_jax.slm.prompts import TEMPLATES, Template
 from learnware_jax.slm.weights import Model, load_hub, load_model
+from learnware_jax.specification.header import printable
 
 RANDOM_TINY = "random-tiny"
 
@@ -278,11 +279,11 @@ def dock_adapters(
 def _check_model(have, wanted: dict) -> None:
     """ValueError unless a card's model is the one at hand."""
     if not isinstance(have, dict):
-        raise ValueError(f"its card says model: {have!r}, not which model it is for.")
+        raise ValueError(f"its card says model: {have!r:.200}, not which model it is for.")
     for field in ("weights_sha256", "architecture_sha256", "tokenizer_sha256", "template_sha256"):
         if have.get(field) != wanted[field]:
             raise ValueError(
-                f"it is for {have.get('name')} and template {have.get('template')!r}, with {field} "
-                f"{have.get(field)}; at hand are {wanted['name']} and {wanted['template']!r}, with "
-                f"{wanted[field]}."
+                f"it is for {printable(str(have.get('name')))} and template "
+                f"{have.get('template')!r:.100}, with {field} {have.get(field)!r:.100}; at hand "
+                f"are {wanted['name']} and {wanted['template']!r}, with {wanted[field]!r}."
             )

@@ -1,7 +1,8 @@
 """What experiments share about ranking: a dock opened for it, and users ranked against it."""
 
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from experiments.common import (
     own_points,
     reducer_options,
 )
-from learnware_jax.dock import store
+from learnware_jax.dock import signature, store
 from learnware_jax.selection.decision import (
     Selection,
     calibrate_threshold,
@@ -25,7 +26,10 @@ from learnware_jax.selection.mixture import Mixture, greedy_mixture
 from learnware_jax.selection.pool import Pool, build_pool
 from learnware_jax.slm.encoder import Encoder
 from learnware_jax.specification import kernels
+from learnware_jax.specification.header import printable, size_and_residual
 from learnware_jax.specification.reduce import Reduced, reduce_many
+
+POOL_BYTES, GIANT = 2**30, 16
 
 
 class OpenDock(NamedTuple):
@@ -51,18 +55,19 @@ class Ranked(NamedTuple):
 
 def pool_of(learnwares: list[store.Learnware], kernel: kernels.Kernel) -> Pool:
     """The learnwares of a dock as a pool."""
+    counted = [size_and_residual(learnware.header) for learnware in learnwares]
     return build_pool(
         [learnware.spec for learnware in learnwares],
         kernel,
         ids=[learnware.id for learnware in learnwares],
-        n=[learnware.header.about["n"] for learnware in learnwares],
-        residual=[learnware.header.about["residual"] for learnware in learnwares],
+        n=[n for n, _ in counted],
+        residual=[residual for _, residual in counted],
     )
 
 
 def domain_of(learnware: store.Learnware) -> str:
-    """The domain on a learnware's card; its id where the card names none."""
-    return learnware.card.get("domain") or learnware.id
+    """The domain on a learnware's card, safe to show; its id where the card names none."""
+    return printable(learnware.card.get("domain", ""), 60) or learnware.id
 
 
 def threshold_for(pool: Pool, domains: list[str], rate: float) -> float:
@@ -75,18 +80,54 @@ def threshold_for(pool: Pool, domains: list[str], rate: float) -> float:
     return calibrate_threshold(held_out_distances(pool, domains), false_acceptance=rate)
 
 
-def open_dock(path: str, settings: ConfigDict, *, only: Sequence[str] | None = None) -> OpenDock:
+def without_giants(learnwares: list[store.Learnware]) -> list[store.Learnware]:
+    """The learnwares, less those, named in warnings, that would make the pool of all too large.
+
+    In a pool each takes the memory of the one with most points: where that is more than POOL_BYTES,
+    those with over GIANT times the median stay out.
+    """
+    points = np.array([len(learnware.spec.beta) for learnware in learnwares])
+    row = 4 * learnwares[0].spec.z.shape[1]
+    if len(points) * int(points.max()) * row <= POOL_BYTES:
+        return learnwares
+    most = GIANT * np.median(points)
+    for learnware, count in zip(learnwares, points, strict=True):
+        if count > most:
+            warnings.warn(
+                f"left out {learnware.id!r}: it has {count} points, and half of the dock has at "
+                f"most {most / GIANT:g}; all would take its memory.",
+                stacklevel=2,
+            )
+    return [one for one, count in zip(learnwares, points, strict=True) if count <= most]
+
+
+def trusted_keys(file: str) -> dict[str, str] | None:
+    """The public keys in a file of `--config.trust` and their names; None for no file."""
+    return signature.read_keys(file) if file else None
+
+
+def open_dock(
+    path: str,
+    settings: ConfigDict,
+    *,
+    only: Sequence[str] | None = None,
+    trust: Mapping[str, str] | None = None,
+) -> OpenDock:
     """The dock at `path`, or `only` these learnwares of it, and the encoder of `settings`.
 
-    ValueError if they do not belong together, if the dock's specifications are not made of texts,
-    or if it has no sound learnware.
+    With `trust`, public keys as `signature.read_keys` gives them, it has what one of these has
+    signed; the rest is named in warnings. ValueError if dock and encoder do not belong together, if
+    the dock's specifications are not made of texts, or if no sound learnware is left.
     """
     space, encoder = dock_space(path, settings)
-    learnwares = [
-        learnware for learnware in store.load(path) if only is None or learnware.id in only
-    ]
+    found = store.load(path) if trust is None else signature.load(path, trust)
+    learnwares = [learnware for learnware in found if only is None or learnware.id in only]
     if not learnwares:
-        raise ValueError(f"{path}: the dock has no sound learnware; see experiments.dock --check.")
+        signed = "" if trust is None else f", signed by one of {len(trust)} keys"
+        raise ValueError(
+            f"{path}: the dock has no sound learnware{signed}; see experiments.dock --check."
+        )
+    learnwares = without_giants(learnwares)
     kernel = kernels.from_dict(space["kernel"])
     return OpenDock(path, learnwares, pool_of(learnwares, kernel), kernel, space, encoder)
 

@@ -4,6 +4,7 @@ Example: python -m experiments.search --config=configs/search.py:quickstart
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ from experiments.common import (
     update_index,
     write_json,
 )
-from learnware_jax.dock import index, store
+from experiments.ranking import trusted_keys
+from learnware_jax.dock import index, signature, store
 from learnware_jax.dock.tasks import TASKS, read_texts
 from learnware_jax.selection.pool import stack
 from learnware_jax.selection.search import Found, Specifications, place, pool_mesh, search
 from learnware_jax.specification import kernels
-from learnware_jax.specification.header import Header, check_same_space
+from learnware_jax.specification.header import (
+    Header,
+    check_same_space,
+    printable,
+)
 from learnware_jax.specification.reduce import reduce_many
 from learnware_jax.specification.rkme import RKME
 from learnware_jax.specification.sketch import project
@@ -52,12 +58,15 @@ def run(config: ConfigDict) -> dict:
             f"search: the specifications of {config.dock} are of kind {header.kind!r}; want a dock "
             "of RKMEs."
         )
+    trust = trusted_keys(config.trust)
     given = {user: _given(user, config, header) for user in config.users}
     first = jax.process_index() == 0
     if first:
         _update(config)
     _wait("index")
     opened = index.open_index(config.dock)
+    if trust is not None:
+        opened = trusted(opened, trust)
     users = _specify(given, config)
     began = time.perf_counter()
     sketches, specifications = on_devices(opened)
@@ -85,7 +94,7 @@ def _given(user: str, config: ConfigDict, header: Header) -> tuple[RKME, int] | 
     if user.endswith(".safetensors"):
         spec, its_header = store.read_spec(user)
         check_same_space(its_header, header, what=f"search: {user} and the dock {config.dock}")
-        return spec, its_header.about["n"]
+        return spec, its_header.about.get("n", 1)
     return read_texts(user, column=config.column or None, limit=config.limit)
 
 
@@ -122,6 +131,29 @@ def _specify(given: dict[str, Any], config: ConfigDict) -> dict[str, tuple[RKME,
         )
         users[name] = reduced.spec, reduced.n
     return users
+
+
+def trusted(opened: index.Index, keys: Mapping[str, str]) -> index.Index:
+    """The index with the rows alone of what one of the keys has signed; warnings name the rest.
+
+    The whole dock is read, twice: signatures are of its files, so the rows are compared with these.
+    ValueError if a row differs, or if none is left.
+    """
+    dock = str(opened.path)
+    if differing := index.check(dock):
+        raise ValueError(
+            f"search: the index of {dock} is not of its files ({len(differing)} rows or learnwares "
+            f"differ, the first is {printable(differing[0].id)}); delete {dock}/index."
+        )
+    alive = np.zeros(len(opened.alive), bool)
+    for learnware in signature.load(dock, keys):
+        alive[index.row_of(opened, learnware.id)] = True
+    if not alive.any():
+        raise ValueError(
+            f"search: {dock} has no learnware that one of {len(keys)} keys has signed; sign some, "
+            "or do without trust."
+        )
+    return opened._replace(alive=alive)
 
 
 def on_devices(opened: index.Index) -> tuple[Any, Specifications]:

@@ -14,7 +14,7 @@ from experiments import build, evaluate, evaluation
 from experiments.common import header_of, launch, say, write_json
 from experiments.figures import plot_rankings
 from experiments.models import labelled_of
-from experiments.ranking import domain_of, open_dock, rank_users, threshold_for
+from experiments.ranking import domain_of, open_dock, rank_users, threshold_for, trusted_keys
 from learnware_jax.dock import store
 from learnware_jax.dock.labelled import load_examples
 from learnware_jax.dock.tasks import load_task, read_texts
@@ -85,12 +85,13 @@ def run(config: ConfigDict) -> dict:
             f"select: got top_k={config.top_k}, false_acceptance={config.false_acceptance}, "
             f"level={config.level}; want top_k >= 1 (or 0 for all) and rates between 0 and 1."
         )
+    trust = trusted_keys(config.trust)
     own = bool(config.user.data)
     if own:
         users = users_of(config, set())  # bad input is found before any work
     if not config.dock:
         build.run(config.build)
-    dock = open_dock(path, config.specification)
+    dock = open_dock(path, config.specification, trust=trust)
     if not own:
         users = users_of(config, set(dock.pool.ids))
     domains = {learnware.id: domain_of(learnware) for learnware in dock.learnwares}
@@ -263,6 +264,8 @@ def _closing(output: dict) -> list[str]:
 def _report(output: dict) -> str:
     head, rows = _table(output)
     lines = ["# Ranking", "", f"{output['learnwares']} learnwares of {output['dock']}.", ""]
+    # What a stranger calls a domain is neither a cell's end nor a page's element.
+    rows = [[cell.replace("|", r"\|").replace("<", "&lt;") for cell in row] for row in rows]
     lines += [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     lines += ["", *(f"- {line}" for line in _closing(output)), "", "![](ranking.png)", ""]
     if "use" in output:

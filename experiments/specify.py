@@ -80,7 +80,20 @@ def run(config: ConfigDict) -> dict:
         **{name: config[name] for name in ("column", "capacity", "anchors", "piece", "seed")},
     }
     settings = json.loads(json.dumps(settings))  # tuples are lists, as they will be in the file
-    workdir.mkdir(parents=True, exist_ok=True)
+    with store.locked(
+        workdir / ".lock",
+        where="specify",
+        doing=f"is making a specification in {workdir}",
+        otherwise="name another --config.workdir",
+    ):
+        return _run_locked(source, space, encoder, config, settings, begin)
+
+
+def _run_locked(source, space, encoder, config, settings, begin) -> dict:
+    workdir = Path(config.workdir)
+    # What a killed writer has left may hold embedded rows.
+    for name in (STATE, "rkme.safetensors", "results.json"):
+        store.sweep(workdir / name)
     state, position = load_state(workdir / STATE, settings)
     if position:
         say(f"{workdir / STATE}: going on after {position} rows.")

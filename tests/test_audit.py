@@ -164,6 +164,8 @@ def test_a_private_dock_holds_public_points_and_tells_no_numbers(small):
         assert said["neighbours"] == "replace one row" and said["dimension"] == 256
         assert len(privacy.copies(learnware.spec.z, public)) == len(learnware.spec.z)
         assert size_and_residual(learnware.header) == (1, 256 * said["noise"] ** 2)
+        # 32 texts: noise would tell, but for its rounding.
+        assert np.log2(said["noise"]) % 1 == 0
     # It is ranked as any other dock, and indexed.
     dock = open_dock(small.dock, select_config.get_config("smoke").specification)
     np.testing.assert_array_equal(dock.pool.n[:2], [1, 1])
@@ -203,7 +205,7 @@ def test_an_impossible_epsilon_is_refused(small, epsilon):
 
 def private_header(**said):
     space = {"kernel": {"name": "gaussian", "gamma": 0.5}, "dimension": 3}
-    release = privacy.Release(np.zeros(7), 0.25)
+    release = privacy.Release(np.zeros(7), 0.2)
     about = privacy.statement(release, epsilon=1.0, delta=1e-6, features="these") | said
     return Header(1, "rkme", space, {"points": 2, "privacy": about})
 

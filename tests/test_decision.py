@@ -40,8 +40,11 @@ def test_a_selection_puts_together_ranking_intervals_and_separation():
     lower, upper = intervals(USER, POOL, distance, index, n=25, residual=2e-3, level=0.8)
     assert_array_equal(chosen.lower, lower)
     assert_array_equal(chosen.upper, upper)
-    kept = undominated(USER, POOL, distance, index, n=25)
-    assert chosen.undominated == tuple(np.array(chosen.ids)[kept])
+    kept = undominated(USER, POOL, distance, index, n=25, level=0.8)
+    assert chosen.undominated == tuple(np.array(chosen.ids)[kept]) == ("sport",)
+    # A level that leaves no error leaves everybody in.
+    everybody = select(USER, POOL, n=25, residual=2e-3, threshold=0.1, level=1 - 1e-14)
+    assert everybody.undominated == everybody.ids
 
 
 def test_none_fits_beyond_the_threshold_and_the_threshold_itself_still_fits():

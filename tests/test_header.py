@@ -38,7 +38,17 @@ def test_text_is_canonical():
 
 @pytest.mark.parametrize(
     "value",
-    [0.1 + 0.2, 5e-324, -0.0, 1.7976931348623157e308, 2**70, True, None, "é\ud800\n", [[], {}, 1]],
+    [
+        0.1 + 0.2,
+        5e-324,
+        -0.0,
+        1.7976931348623157e308,
+        2**63 - 1,
+        True,
+        None,
+        "é\ud800\n",
+        [[], {}, 1],
+    ],
     ids=repr,
 )
 def test_values_read_back_equal(value):

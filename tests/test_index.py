@@ -38,7 +38,7 @@ def version(id: str, number: int, *, points: int = 3, space: dict = SPACE) -> Le
     """A learnware whose every part follows from `number`."""
     rng = np.random.default_rng(number)
     z = oracle.unit_rows(rng, points, space["dimension"])
-    about = {"points": points, "n": 20 + number, "residual": 0.01 * number}
+    about = {"points": points, "n": 40 + number, "residual": 0.01 * number}
     spec = RKME(z, rng.dirichlet(np.ones(points)))
     return Learnware(id, {"name": id, "number": number}, spec, Header(1, "rkme", space, about))
 
@@ -77,7 +77,7 @@ def numbers(path: Path) -> dict[str, int]:
     held = {}
     for row, id in zip(rows, index.ids_of(opened, rows), strict=True):
         assert id not in held and index.row_of(opened, id) == row
-        number = int(opened.n[row]) - 20
+        number = int(opened.n[row]) - 40
         points = int((opened.beta[row] > 0).sum())
         _, _, (z, beta), _ = version(id, number, points=points)
         assert_array_equal(opened.z[row, :points], z)
@@ -135,7 +135,7 @@ def test_an_index_holds_the_dock(dock):
     assert numbers(dock) == FIRST
     assert opened.header == store.read_header(dock)
     assert opened.kernel == from_dict(SPACE["kernel"])
-    assert_array_equal(opened.n, [21, 22, 23, 24])
+    assert_array_equal(opened.n, [41, 42, 43, 44])
     assert index.ids_of(opened, [3, 0]) == ["d", "a"]
     assert not index.is_behind(dock) and index.check(dock) == []
     with pytest.raises(ValueError, match=r"row_of: the index of .* has no learnware 'e'"):
@@ -154,7 +154,7 @@ def test_smaller_specifications_are_padded_as_pools_are(tmp_path):
     made_alone = project(opened.landmarks, opened.kernel, z[:, :2], beta[:, :2])
     assert_allclose(opened.rest[1], made_alone.rest[0], rtol=1e-6, atol=1e-7)
     assert_allclose(opened.self_term[1], made_alone.self_term[0], rtol=1e-12)
-    index.append(path, ["c"], z[:, :2], beta[:, :2], n=[22], residual=[0.02])
+    index.append(path, ["c"], z[:, :2], beta[:, :2], n=[42], residual=[0.02])
     opened = index.open_index(path)
     assert_array_equal(opened.z[2], z[0])
     assert_array_equal(opened.beta[2], beta[0])
@@ -184,7 +184,7 @@ def bulk(count: int, start: int = 0) -> dict:
         "ids": [learnware.id for learnware in versions],
         "z": z,
         "beta": beta,
-        "n": np.arange(start, start + count) + 20,
+        "n": np.arange(start, start + count) + 40,
         "residual": 0.01 * np.arange(start, start + count),
     }
 

@@ -1,4 +1,4 @@
-"""Intervals and separation: formulas by hand, and their promises by simulation."""
+"""Intervals and sets of the best: formulas by hand, and their promises by simulation."""
 
 import numpy as np
 import oracle
@@ -68,13 +68,16 @@ def variance(kernel, user, learnware, n, own_n):
 
 @KERNELS
 def test_the_sampling_part_is_a_student_quantile_of_the_standard_error(kernel):
+    """Its degrees of freedom are those of the smaller sample, be it the learnware's."""
     learnwares, user = specs(4), specs(1, seed=1)[0]
-    pool = pool_of(learnwares, kernel)
+    own_n = [30, 30, 5, 12]
+    pool = build_pool(learnwares, kernel, ids=list("abcd"), n=own_n, residual=[0.0] * 4)
     distance, index = np.array([0.3, 0.1, 0.2]), np.array([2, 0, 3])
     lower, upper = intervals(user, pool, distance, index, n=12, residual=0.0, level=0.8)
-    error = np.sqrt([variance(kernel, user, learnwares[i], 12, 30) for i in index])
-    assert_allclose(upper - distance, stats.t.ppf(0.9, 11) * error, rtol=2e-6)
-    assert_allclose(distance - lower, stats.t.ppf(0.9, 11) * error, rtol=2e-6)
+    error = np.sqrt([variance(kernel, user, learnwares[i], 12, own_n[i]) for i in index])
+    quantile = np.array([1.533206, 1.363430, 1.363430])  # at 0.9, with 4, 11 and 11
+    assert_allclose(upper - distance, quantile * error, rtol=2e-6)
+    assert_allclose(distance - lower, quantile * error, rtol=2e-6)
 
 
 def test_compression_adds_what_the_triangle_inequality_allows():
@@ -155,40 +158,82 @@ def test_standard_errors_and_coverage_are_as_promised(shift, scale, conservative
     assert covered.mean() >= 0.88
 
 
-def contrasts(user, first, other):
-    """2 (mu_first - mu_other) at the points of the user."""
-    at_user = [oracle.gram(GAUSSIAN, user.z, spec.z) @ spec.beta for spec in (first, other)]
-    return 2 * (at_user[0] - at_user[1])
+def margin(user, first, other, n, n_first, n_other, quantile):
+    """A quantile times the standard error of a difference of distances, sum by sum."""
+
+    def spread(spec, left, right, rows):  # of 2 (left - right) over the points of spec
+        h = [oracle.gram(GAUSSIAN, spec.z, side.z) @ side.beta for side in (left, right)]
+        h = 2 * (h[0] - h[1])
+        return (spec.beta @ h**2 - (spec.beta @ h) ** 2) / (rows - 1)
+
+    squares = [
+        spread(user, first, other, n),
+        spread(first, user, first, n_first),
+        spread(other, user, other, n_other),
+    ]
+    return quantile * np.sqrt(sum(squares))
 
 
-@pytest.mark.parametrize("n", [3, 40])
-def test_separation_is_a_one_sided_student_test_of_the_contrast(n):
+@pytest.mark.parametrize(
+    "n, n_first, n_last, quantile, last",
+    # Of Student at 1 - 0.2 / 5, with one degree of freedom less than the fewest rows of three.
+    [
+        (3, 40, 40, 3.319764, 3.319764),
+        (40, 13, 40, 1.912313, 1.912313),
+        (40, 40, 3, 1.797514, 3.319764),
+    ],
+)
+def test_a_learnware_leaves_when_it_is_further_by_a_student_quantile(
+    n, n_first, n_last, quantile, last
+):
     learnwares, user = specs(6), specs(1, seed=1)[0]
-    first = 2
-    index = np.array([first, 0, 1, 3, 4, 5])
-    margins = []
-    for i in index:
-        d = contrasts(user, learnwares[first], learnwares[i])
-        spread = np.sqrt(user.beta @ d**2 - (user.beta @ d) ** 2)
-        margins.append(stats.t.ppf(0.95, n - 1) * spread / np.sqrt(n - 1))
-    pool = pool_of(learnwares)
-    margins = np.array(margins)
+    rows = [40, 40, n_first, 40, 40, n_last]
+    pool = build_pool(learnwares, GAUSSIAN, ids=list("abcdef"), n=rows, residual=[0.01] * 6)
+    index = np.array([2, 0, 1, 3, 4, 5])
+    margins = [0] + [
+        margin(user, learnwares[2], learnwares[i], n, n_first, rows[i], q)
+        for i, q in zip(index[1:], [*[quantile] * 4, last], strict=True)
+    ]
     for slack, wanted in ((0.999, True), (1.001, False)):
-        kept = undominated(user, pool, 0.2 + slack * margins, index, n=n)
+        distance = 0.2 + slack * np.array(margins)
+        kept = undominated(user, pool, distance, index, n=n, level=0.8)
         assert_array_equal(kept, [True] + [wanted] * 5)
 
 
-def test_small_samples_pay_for_their_unknown_variance():
-    """With n = 3 the Student quantile is 2.92; the normal 1.64 would separate too much."""
-    user, pool, index = specs(1, seed=1)[0], pool_of(specs(2)), np.array([0, 1])
-    d = contrasts(user, *specs(2))
-    error = np.sqrt((user.beta @ d**2 - (user.beta @ d) ** 2) / 2)
-    assert_array_equal(
-        undominated(user, pool, np.array([0, 2.5 * error]), index, n=3), [True, True]
-    )
-    assert_array_equal(
-        undominated(user, pool, np.array([0, 3.0 * error]), index, n=3), [True, False]
-    )
+def test_learnwares_that_are_not_shown_count():
+    """Between the quantiles 1.304, for one other learnware at 0.9, and 1.798, for five."""
+    learnwares, user = specs(6), specs(1, seed=1)[0]
+    further = margin(user, learnwares[0], learnwares[1], 40, 40, 40, 1.5)
+    args = (user, pool_of(learnwares, n=40), np.array([0, further]), np.array([0, 1]))
+    assert_array_equal(undominated(*args, n=40, level=0.8), [True, True])
+    alone = (user, pool_of(learnwares[:2], n=40), *args[2:])
+    assert_array_equal(undominated(*alone, n=40, level=0.9), [True, False])
+
+
+def test_the_closest_is_kept_at_its_level_where_chance_puts_others_first():
+    """Ten laws equally far from the user's. Tests of the user's rows alone, each at the level of
+    this set, leave one of them out for more than a third of users.
+    """
+    rng = np.random.default_rng(0)
+    turn = 2 * np.pi * np.arange(10) / 10
+    centres = 0.8 * np.stack([np.cos(turn), np.sin(turn)], 1)
+    left_out, alone = [], []
+    for _ in range(150):
+        learnwares = [
+            from_rows((c + rng.standard_normal((30, 2))).astype(np.float32)) for c in centres
+        ]
+        user = from_rows(rng.standard_normal((40, 2)).astype(np.float32))
+        pool = pool_of(learnwares)
+        found = rank([user], pool, n=[40])
+        index, distance = found.index[0], found.distance[0]
+        kept = undominated(user, pool, distance, index, n=40, level=0.9)
+        left_out.append(0 not in index[kept])
+        k = np.stack([oracle.gram(GAUSSIAN, user.z, spec.z).mean(1) for spec in learnwares])
+        d = 2 * (k[index[0]] - k[0])
+        further = distance[index == 0][0] - distance[0]
+        alone.append(further > stats.t.ppf(0.9, 39) * d.std(ddof=1) / np.sqrt(40))
+    assert np.mean(left_out) < 0.1
+    assert np.mean(alone) > 1 / 3
 
 
 def test_the_first_and_its_copies_stay_and_the_far_go():

@@ -97,6 +97,7 @@ def test_texts_give_what_compression_at_once_gives(tmp_path):
     specify.run(config)
     assert_allclose(made(tmp_path)[0].z, spec.z, atol=1e-2)
     assert sorted(file.name for file in (tmp_path / "work").iterdir()) == [
+        ".lock",
         "results.json",
         "rkme.safetensors",
     ]

@@ -18,16 +18,17 @@ demand, cards from the dock (`store.card_of`).
 """
 
 import hashlib
+import math
 import os
 import re
 import secrets
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 import numpy as np
 import safetensors.numpy
@@ -36,7 +37,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from learnware_jax.dock import store
 from learnware_jax.dock.store import Learnware, Problem, StrPath
 from learnware_jax.selection.pool import stack
-from learnware_jax.specification.header import Header, dump_json, parse_json
+from learnware_jax.specification.header import Header, dump_json, parse_json, size_and_residual
 from learnware_jax.specification.kernels import Kernel, from_dict
 from learnware_jax.specification.rkme import check_rows
 from learnware_jax.specification.sketch import (
@@ -46,6 +47,7 @@ from learnware_jax.specification.sketch import (
     project,
     quantise,
 )
+from learnware_jax.specification.tensors import read_stored
 
 SCHEMA = 1
 LOCK_SECONDS = 30.0
@@ -53,6 +55,8 @@ LOCK_SECONDS = 30.0
 SAMPLE, SAMPLE_BYTES = 2048, 1 << 28
 # Bytes of points that are read, projected and written together.
 BATCH_BYTES = 1 << 26
+# Numbers of all landmarks (2 GiB, where they are vectors), and of the points of one row (64 MiB).
+MAX_LANDMARKS, MAX_POINTS = 1 << 29, 1 << 24
 _CHANGED = "changed since it came into the index"
 FILES = {
     "landmarks": "safetensors",
@@ -190,7 +194,8 @@ def open_index(path: StrPath) -> Index:
     """The index of the dock at `path`. Costs the same for few rows and for many.
 
     FileNotFoundError if there is none, ValueError if it is damaged, of another version, or not of
-    this dock's space: sizes are compared before anything is mapped.
+    this dock's space: sizes are compared before anything is mapped. That its rows are those of the
+    dock is not looked at (see `check`): whoever distrusts an index builds another.
     """
     while True:
         state = _read_state(path, where="open_index")
@@ -218,8 +223,11 @@ def open_index(path: StrPath) -> Index:
 
 
 def ids_of(index: Index, rows: Sequence[int] | Int[np.ndarray, " k"]) -> list[str]:
-    """The ids of the learnwares in these rows, dead or alive."""
-    return [bytes(index.ids[row]).decode() for row in rows]
+    """The ids of the learnwares in these rows, dead or alive. ValueError for what is no id."""
+    ids = [bytes(index.ids[row]).decode(errors="replace") for row in rows]
+    for id in ids:
+        store.check_id(id, where=f"ids_of: the index of {index.path} is damaged")
+    return ids
 
 
 def row_of(index: Index, id: str) -> int:
@@ -319,7 +327,7 @@ def update(
     """
     with _writing(path, where="update", new=True) as state:
         # Before the ids: what changes from here on leaves the index behind.
-        mark = store.mark(path)
+        mark = store.await_mark(path, _folder(path))
         ids = fresh = store.list_ids(path)
         begun = None if state is None else state.files
         points, doomed = 1, np.zeros(0, np.int64)
@@ -338,6 +346,10 @@ def update(
                     state, fresh = _choose(path, key, ids, points, old.dtype), ids
             if state.files == old.files:
                 # Otherwise readers keep the old rows until all of the new are there.
+                if old.mark == mark and len(fresh) + len(doomed):
+                    # What was written over in its place left no other mark on the dock.
+                    state = state._replace(mark=None)
+                    _commit(path, state)
                 _bury(path, old, doomed)
         while True:
             state, skipped, points = _append_dock(
@@ -428,13 +440,13 @@ class _Rows(NamedTuple):
 
 def _rows_of(learnwares: Sequence[Learnware], stamps: np.ndarray, points: int) -> _Rows:
     z, beta = stack([learnware.spec for learnware in learnwares], points)
-    about = [learnware.header.about for learnware in learnwares]
+    counted = [size_and_residual(learnware.header) for learnware in learnwares]
     return _Rows(
         [learnware.id for learnware in learnwares],
         z,
         beta,
-        np.array([a["n"] for a in about], np.int64),
-        np.array([a["residual"] for a in about], np.float64),
+        np.array([n for n, _ in counted], np.int64),
+        np.array([residual for _, residual in counted], np.float64),
         stamps,
     )
 
@@ -680,22 +692,19 @@ def _writing(path: StrPath, *, where: str, new: bool = False) -> Iterator[_State
     store.read_header(path)
     store.refuse_link(_folder(path), where=where)
     read()
-    _folder(path).mkdir(exist_ok=True)
-    try:
-        with filelock.FileLock(_folder(path) / ".lock", timeout=LOCK_SECONDS):
-            state = read()
-            _clean(path, state)
-            try:
-                yield state
-            finally:
-                # What fails to go does no harm; the next writer tries again.
-                with suppress(OSError):
-                    _clean(path, read())
-    except filelock.Timeout as error:
-        raise TimeoutError(
-            f"{where}: another process has been writing to the index of {path} for "
-            f"{LOCK_SECONDS:g} s; wait for it, or end it, and try again."
-        ) from error
+    doing = f"has been writing to the index of {path} for {LOCK_SECONDS:g} s"
+    with (
+        store.locked(_folder(path) / ".lock", where=where, doing=doing, seconds=LOCK_SECONDS),
+        store.explained(f"to the index of {path}", "`update` mends it", where=where),
+    ):
+        state = read()
+        _clean(path, state)
+        try:
+            yield state
+        finally:
+            # What fails to go does no harm; the next writer tries again.
+            with suppress(OSError):
+                _clean(path, read())
 
 
 def _clean(path: StrPath, state: _State | None) -> None:
@@ -711,7 +720,7 @@ def _clean(path: StrPath, state: _State | None) -> None:
 
 def _read_state(path: StrPath, *, where: str) -> _State:
     header, file = store.read_header(path), _json_file(path)
-    for inside in (_folder(path), file):
+    for inside in (_folder(path), file, _folder(path) / ".lock"):
         store.refuse_link(inside, where=where)
     if not file.exists():
         raise FileNotFoundError(f"{where}: {path} has no index; build one with `update`.")
@@ -726,7 +735,7 @@ def _read_state(path: StrPath, *, where: str) -> _State:
             f"{where}: {file} has schema {schema!r}, and this version of learnware_jax reads "
             f"{SCHEMA}; use the version that wrote it, or {_remedy(path)}."
         )
-    if not _fields_fit(fields):
+    if not _fields_fit(fields, header.space["dimension"]):
         raise ValueError(f"{where}: {file} is damaged; {_remedy(path)}.")
     state = _State(**fields | {"header": header})
     if fields["header"] != {"kind": header.kind, "space": header.space}:
@@ -737,13 +746,16 @@ def _read_state(path: StrPath, *, where: str) -> _State:
     return state
 
 
-def _fields_fit(fields: dict[str, Any]) -> bool:
+def _fields_fit(fields: dict[str, Any], dimension: int) -> bool:
     def is_count(name, least):
         return type(fields[name]) is int and fields[name] >= least
 
     return (
         fields.keys() == set(_State._fields)
         and all(is_count(name, 1) for name in ("landmarks", "points", "width"))
+        # Landmarks are read whole; a row of points is the size of a specification's file.
+        and fields["landmarks"] * (fields["width"] + dimension) <= MAX_LANDMARKS
+        and fields["points"] * (dimension + 2) <= MAX_POINTS
         and is_count("rows", 0)
         and all(fields[name] is None or is_count(name, 0) for name in ("among", "mark"))
         and all(isinstance(fields[name], str) for name in ("files", "sha256", "dtype"))
@@ -815,13 +827,25 @@ def _shapes(count: int, width: int, header: Header) -> dict[str, tuple[int, ...]
 
 def _read_landmarks(path: StrPath, state: _State, *, where: str) -> Landmarks:
     file = _file(path, state, "landmarks")
-    store.refuse_link(file, where=where)
     shapes = _shapes(state.landmarks, state.width, state.header)
-    largest = 8 * sum(int(np.prod(shape)) for shape in shapes.values()) + 4096
+    largest = 8 * sum(map(math.prod, shapes.values())) + 4096
     data = store.read_bytes(file, largest, where=where)
     if hashlib.sha256(data).hexdigest() != state.sha256:
         raise ValueError(f"{where}: {file} does not match its checksum; {_remedy(path)}.")
-    return Landmarks(**safetensors.numpy.load(data))
+    try:
+        _, stored = read_stored(data, len(data))
+    except ValueError as error:
+        raise ValueError(f"{where}: {file} is damaged ({error}); {_remedy(path)}.") from error
+    types = {"points": "F32", "basis": "F64", "values": "F64"}
+    found = {name: (array.dtype, array.shape) for name, array in stored.items()}
+    arrays = (
+        safetensors.numpy.load(data) if found == {n: (types[n], shapes[n]) for n in types} else {}
+    )
+    if not arrays or not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError(
+            f"{where}: {file} holds other arrays than {shapes}, all finite; {_remedy(path)}."
+        )
+    return Landmarks(**arrays)
 
 
 def _open_all(path: StrPath, state: _State, *, where: str) -> list[np.ndarray]:
@@ -834,8 +858,13 @@ def _open(path: StrPath, state: _State, name: str, *, where: str) -> np.ndarray:
     file, row = _file(path, state, name), _row(state, name)
     # A named pipe would block the reader for ever.
     descriptor = _descriptor(file, os.O_RDONLY | os.O_NONBLOCK, where=where)
+    status = os.fstat(descriptor)
+    # A folder cannot be opened as a file.
+    if stat.S_ISDIR(status.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{where}: {file} is a folder; {_remedy(path)}.")
     with open(descriptor, "rb") as stream:
-        size = os.fstat(descriptor).st_size
+        size = status.st_size
         if size < state.rows * row.itemsize:
             raise ValueError(
                 f"{where}: {file} has {size} bytes; want a plain file of at least "
@@ -850,18 +879,13 @@ def _open(path: StrPath, state: _State, name: str, *, where: str) -> np.ndarray:
 def _writable(path: StrPath, state: _State, name: str, *, where: str) -> Iterator[Any]:
     """A file to write to in its place; at the end it is flushed to the disk."""
     file = _file(path, state, name)
-    try:
-        with open(_descriptor(file, os.O_RDWR, where=where), "r+b") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{where}: could not write to the index ({error.strerror}); it is as it was. Free "
-            "space, and `update` it",
-            str(file),
-        ) from error
+    with (
+        store.explained("to the index", "it is as it was", file, where=where),
+        open(_descriptor(file, os.O_RDWR, where=where), "r+b") as stream,
+    ):
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _descriptor(file: Path, flags: int, *, where: str) -> int:

@@ -130,12 +130,8 @@ def read_rkme(data: bytes, *, where: str = "read_rkme") -> Specification:
     language = fields.get("language", [])
     if not (isinstance(language, list) and all(isinstance(word, str) for word in language)):
         raise ValueError(f"{where}: language is {language!r:.100}; want a list of strings.")
-    try:
-        spec = RKME(np.array(rows, np.float64), np.array(beta, np.float64))
-    except OverflowError as error:
-        raise ValueError(f"{where}: a number is too large for float64; repair it.") from error
     return Specification(
-        check_rkme(spec, where=where),
+        check_rkme(RKME(np.array(rows, np.float64), np.array(beta, np.float64)), where=where),
         _gaussian(fields["gamma"], where=where).gamma,
         n,
         fields["type"],
@@ -263,7 +259,7 @@ def write_zip(
     specification = Specification(
         spec,
         kernel["gamma"],
-        header.about["n"],
+        header.about.get("n", 1),
         type if type in (TABLE, TEXT) else TABLE,
         tuple(header.about.get("language", ())),
     )
@@ -467,7 +463,8 @@ def _check_path(name: Any, *, where: str) -> str:
     """The normalised name of a member. ValueError unless it stays inside on every system."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"{where}: got {name!r:.100}; want the name of a file in the zip.")
-    if len(name) > 500 or re.search(r"^/|^[A-Za-z]:|[\\\x00-\x1f\x7f]|(^|/)\.\.(/|$)", name):
+    leads_out = re.search(r"^/|^[A-Za-z]:|\\|(^|/)\.\.(/|$)", name)
+    if leads_out or len(name) > 500 or not name.isprintable():
         raise ValueError(
             f"{where}: the path {name!r:.100} leads out of the zip, or is long or not printable; "
             "want a relative path with '/', without '..', of at most 500 characters."

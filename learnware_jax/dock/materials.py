@@ -10,7 +10,8 @@ unpacked, below `cache_dir()`, and their hashes are checked at every load. A run
 goes on with the first material that is not whole.
 
 A data set is one folder laid out as `OWNER/NAME[/CONFIG]/SPLIT.jsonl`. It is looked for in the
-local mirror (the folder named by LEARNWARE_MIRROR, if set), in the cache, and on the hub.
+local mirror (the folder named by LEARNWARE_MIRROR, if set), in the cache, and on the hub. What came
+from the hub has a manifest of hashes, and is fetched again where it differs.
 """
 
 import argparse
@@ -294,17 +295,22 @@ def _damage(folder: Path, material: Material) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         hashes = manifest.pop("hashes")
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return f"{MANIFEST} cannot be read"
     if manifest != _pin(material):
         return "the cache holds another selection of the package"
-    for member, expected in hashes.items():
+    return _changed(folder, hashes, "member")
+
+
+def _changed(folder: Path, hashes: dict[str, str], what: str) -> str | None:
+    """The first of the files in `folder` that has not its hash; None if all have."""
+    for name, expected in hashes.items():
         try:
-            found = _sha256(folder / member)
+            found = _sha256(folder / name)
         except OSError:
-            return f"member {member} cannot be read"
+            return f"{what} {name} cannot be read"
         if found != expected:
-            return f"member {member} is damaged"
+            return f"{what} {name} is damaged"
     return None
 
 
@@ -409,16 +415,42 @@ def _lock(folder: Path):
     """Hold a folder of the cache against other processes; clear what killed ones left in it."""
     import filelock
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".lock"):
-        for stale in folder.glob(f"{SCRATCH}*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        yield
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            logger.warning("%s: another process is fetching; waiting for it to end.", folder)
+            lock.acquire()
+        try:
+            for stale in folder.glob(f"{SCRATCH}*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            yield
+        finally:
+            lock.release()
+    except OSError as error:
+        if error.errno is None:  # ours
+            raise
+        raise OSError(
+            error.errno,
+            f"fetch: could not write to the cache ({error.strerror}); free space there, or set "
+            "LEARNWARE_CACHE to a folder that can be written to",
+            error.filename or str(folder),
+        ) from error
 
 
 def _splits(folder: Path) -> list[Path]:
-    """The split files of a data set folder; empty if it is not there."""
+    """The split files of a data set folder; empty if it is not there, or not as it was fetched."""
     files = sorted(folder.glob("*.jsonl"))
+    if (folder / MANIFEST).exists():  # somebody's own folder has none
+        try:
+            damage = _changed(folder, json.loads((folder / MANIFEST).read_text()), "file")
+        except (OSError, ValueError, AttributeError):
+            damage = f"{MANIFEST} cannot be read"
+        if damage is not None:
+            logger.warning("%s: %s; it is not used", folder, damage)
+            return []
     configurations = sorted({path.parent.name for path in folder.glob("*/*.jsonl")})
     if configurations and not files:
         raise _unnamed_configuration("/".join(folder.parts[-2:]), configurations)
@@ -454,10 +486,23 @@ def _download_dataset(name: str, cache: Path, tried: list[Path]) -> None:
     if not splits:
         raise _unnamed_configuration(name, known)
     with tempfile.TemporaryDirectory(dir=cache, prefix=SCRATCH) as scratch:
+        new, home, hashes = Path(scratch) / "new", cache / name, {}
         for split, rows in splits.items():
-            rows.to_json(Path(scratch) / "new" / f"{split}.jsonl", force_ascii=False)
-        (cache / name).parent.mkdir(parents=True, exist_ok=True)
-        (Path(scratch) / "new").rename(cache / name)
+            file = new / f"{split}.jsonl"
+            rows.to_json(file, force_ascii=False)
+            hashes[file.name] = _sha256(file)
+        (new / MANIFEST).write_text(json.dumps(hashes, indent=1))
+        home.parent.mkdir(parents=True, exist_ok=True)
+        if not home.exists():
+            new.rename(home)
+            return
+        # Damaged, and perhaps with configurations in it, which stay. While files are missing, the
+        # manifest says so.
+        for old in home.glob("*.jsonl"):
+            old.unlink()
+        (new / MANIFEST).replace(home / MANIFEST)
+        for file in new.iterdir():
+            file.replace(home / file.name)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -476,7 +521,7 @@ def main(arguments: list[str] | None = None) -> None:
                 print(f"{name}: {', '.join(map(str, fetch_dataset(name)))}")
             else:
                 print(f"{name}: {fetch(name)}")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{error}")
 
 

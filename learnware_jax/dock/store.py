@@ -17,6 +17,7 @@ A specification of any kind is a mean embedding, `RKME(z, beta)`: an RKME of emb
 a sketch. What the rows are and which kernel compares them stands in the space.
 """
 
+import glob
 import hashlib
 import os
 import re
@@ -42,9 +43,11 @@ from learnware_jax.specification.header import (
     dump_json,
     from_json,
     parse_json,
+    printable,
     to_json,
 )
 from learnware_jax.specification.rkme import RKME, check_rkme
+from learnware_jax.specification.tensors import read_stored
 
 STORED = {"z": ("F32", np.dtype("<f4")), "beta": ("F64", np.dtype("<f8"))}
 MAX_JSON_BYTES = 2**20
@@ -55,6 +58,7 @@ ADAPTER_FILES = {  # and how large they may be
     "adapter_model.safetensors": MAX_ADAPTER_BYTES,
 }
 LOCK_SECONDS = 30.0
+UNCHANGED = "what was there before is unchanged"
 # Folders on their way in, replaced, and on their way out, in DOCK/.moving. Earlier versions left
 # them among the learnwares; no id can be such a name.
 NEW, OLD, GONE = ".new-", ".old-", ".gone-"
@@ -96,7 +100,8 @@ def create_dock(path: StrPath, space: dict[str, Any], kind: str = "rkme") -> Non
     _dimension(space, where="create_dock")
     root = Path(path)
     try:
-        _learnwares(root).mkdir(parents=True, exist_ok=True)
+        with explained(f"to {root}", "nothing was made", where="create_dock"):
+            _learnwares(root).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise NotADirectoryError(
             f"create_dock: a file is in the way of the folder {_learnwares(root)}; give another "
@@ -181,12 +186,13 @@ def add(
                 _write_new(new / "adapter" / name, adapter[name], where="add")
             sync(new / "adapter")
         _write_new(new / "card.json", card_bytes, where="add")
-        _write_new(new / _spec_name(header.kind), spec_bytes, where="add")
+        _write_new(new / spec_name(header.kind), spec_bytes, where="add")
         sync(new)
-        before = _await_mark(learnwares, moving)
+        before = await_mark(path, moving)
         if taken:
             home.rename(moving / f"{OLD}{id}")
         new.rename(home)
+        _leave_mark(learnwares, before)
         sync(learnwares)
         return Change(before, mark(path))
 
@@ -198,17 +204,19 @@ def remove(path: StrPath, id: str) -> Change:
     with _writing(path, where="remove") as (learnwares, moving):
         if not os.path.lexists(learnwares / id):
             raise _missing(path, id, where="remove")
-        before = _await_mark(learnwares, moving)
+        before = await_mark(path, moving)
         (learnwares / id).rename(moving / f"{GONE}{id}")
+        _leave_mark(learnwares, before)
         sync(learnwares)
         return Change(before, mark(path))
 
 
 def mark(path: StrPath) -> int:
-    """A number that is another one after every `add` and `remove`, by whichever process.
+    """A number that is greater after every `add` and `remove`, by whichever process.
 
-    It is the time at which the names in DOCK/learnwares last changed (ns), so folders put there by
-    other means are seen too, and a copy that keeps times keeps it.
+    It is the time at which the names in DOCK/learnwares last changed (ns), or later where the clock
+    was set back, so folders put there by other means are seen too, and a copy that keeps times
+    keeps it.
     """
     return _learnwares(path).stat().st_mtime_ns
 
@@ -220,7 +228,7 @@ def stamps(path: StrPath, ids: Iterable[str]) -> np.ndarray:
     A copy of the dock has other stamps. Zero for a learnware that is not in its place. Read before
     the specification, an old stamp may stand for a newer specification, never the other way round.
     """
-    name = _spec_name(_dock_header(path, where="stamps").kind)
+    name = spec_name(_dock_header(path, where="stamps").kind)
     root = os.fspath(_learnwares(path))
 
     def one(id):
@@ -249,11 +257,10 @@ def card_of(path: StrPath, id: str) -> dict[str, Any]:
     """The semantic specification of one learnware. Errors are those of `read_learnware`."""
 
     def read(folder):
-        refuse_link(folder / "card.json", where="card_of")
-        return read_card(folder / "card.json", where="card_of")
+        return read_card(folder / "card.json", links=False, where="card_of")
 
     _dock_header(path, where="card_of")
-    return _read_whole(path, id, read, where="card_of")
+    return read_whole(path, id, read, where="card_of")
 
 
 def read_adapter(path: StrPath, id: str) -> dict[str, bytes]:
@@ -264,16 +271,15 @@ def read_adapter(path: StrPath, id: str) -> dict[str, bytes]:
     """
 
     def read(folder):
-        refuse_link(folder / "card.json", where="read_adapter")
-        hashes = read_card(folder / "card.json", where="read_adapter").get("adapter")
+        card = read_card(folder / "card.json", links=False, where="read_adapter")
+        hashes = card.get("adapter")
         if hashes is None:
             raise FileNotFoundError(
                 f"read_adapter: {id!r} of {path} has a specification and no adapter."
             )
         home = folder / "adapter"
-        for link in (home, *(home / name for name in ADAPTER_FILES)):
-            refuse_link(link, where="read_adapter")
-        files = read_peft(home, where="read_adapter")
+        refuse_link(home, where="read_adapter")
+        files = read_peft(home, links=False, where="read_adapter")
         for name, data in files.items():
             if not isinstance(hashes, dict) or _sha256(data) != hashes.get(name):
                 raise ValueError(
@@ -283,31 +289,37 @@ def read_adapter(path: StrPath, id: str) -> dict[str, bytes]:
         return files
 
     _dock_header(path, where="read_adapter")
-    return _read_whole(path, id, read, where="read_adapter")
+    return read_whole(path, id, read, where="read_adapter")
 
 
-def read_peft(folder: StrPath, *, where: str = "read_peft") -> dict[str, bytes]:
+def read_peft(folder: StrPath, *, links: bool = True, where: str = "read_peft") -> dict[str, bytes]:
     """The two files of an adapter by name, as PEFT leaves them in a folder and `add` takes them.
 
-    FileNotFoundError if one is absent, ValueError if one is too large or no plain file.
+    FileNotFoundError if one is absent, ValueError if one is too large, no plain file or, without
+    `links`, a symbolic link.
     """
     return {
-        name: read_bytes(Path(folder) / name, limit, where=where)
+        name: read_bytes(Path(folder) / name, limit, links=links, where=where)
         for name, limit in ADAPTER_FILES.items()
     }
 
 
-def read_card(file: StrPath, *, where: str = "read_card") -> dict[str, Any]:
+def read_card(file: StrPath, *, links: bool = True, where: str = "read_card") -> dict[str, Any]:
     """The semantic specification in a JSON file.
 
-    FileNotFoundError if it is absent, ValueError if it is no JSON object of at most MAX_JSON_BYTES
-    or names a domain that is no string.
+    FileNotFoundError if it is absent, ValueError if it is no JSON object of at most MAX_JSON_BYTES,
+    names a domain that is no string or, without `links`, is a symbolic link.
     """
-    file = Path(file)
-    card = parse_json(read_bytes(file, MAX_JSON_BYTES, where=where), where=f"{where}: {file}")
+    data = read_bytes(Path(file), MAX_JSON_BYTES, links=links, where=where)
+    return parse_card(data, where=f"{where}: {file}")
+
+
+def parse_card(data: bytes, *, where: str) -> dict[str, Any]:
+    """The semantic specification in the bytes of a file; ValueError as in `read_card`."""
+    card = parse_json(data, where=where)
     if not isinstance(card, dict):
-        raise ValueError(f"{where}: {file} holds a {type(card).__name__}; want a JSON object.")
-    _check_domain(card, where=f"{where}: {file}")
+        raise ValueError(f"{where} holds a {type(card).__name__}; want a JSON object.")
+    _check_domain(card, where=where)
     return card
 
 
@@ -363,23 +375,24 @@ def read_spec(file: StrPath) -> tuple[RKME, Header]:
     Sizes and shapes are compared with the header before arrays are read, contents with the
     checksum after. ValueError says what does not fit.
     """
-    return _decode(Path(file), where="read_spec")
+    return _decode(Path(file), links=True, where="read_spec")
 
 
 def _read(path: StrPath, id: str, dock: Header, *, where: str) -> Learnware:
     def read(folder):
-        card_file, spec_file = folder / "card.json", folder / _spec_name(dock.kind)
-        for link in (card_file, spec_file):
-            refuse_link(link, where=where)
-        return read_card(card_file, where=where), *_decode(spec_file, where=where)
+        card = read_card(folder / "card.json", links=False, where=where)
+        return card, *_decode(folder / spec_name(dock.kind), links=False, where=where)
 
-    card, spec, header = _read_whole(path, id, read, where=where)
+    card, spec, header = read_whole(path, id, read, where=where)
     check_same_space(header, dock, what=f"{where}: {id!r} and the dock {path}")
     return Learnware(id, card, spec, header)
 
 
-def _read_whole(path: StrPath, id: str, read: Callable[[Path], Any], *, where: str) -> Any:
-    """What `read` returns for the folder of a learnware, all of it from one version."""
+def read_whole(path: StrPath, id: str, read: Callable[[Path], Any], *, where: str) -> Any:
+    """What `read` returns for the folder of a learnware, all of it from one version.
+
+    Errors are those of `read_learnware`, and what `read` raises.
+    """
     check_id(id, where=where)
     while True:
         folder, held = _open_folder(path, id, where=where)
@@ -424,7 +437,7 @@ def _is_at(descriptor: int, folder: Path) -> bool:
 
 
 def _missing(path: StrPath, id: str, *, where: str) -> FileNotFoundError:
-    known = ", ".join(_entries(path)[:10]) or "none"
+    known = printable(", ".join(_entries(path)[:10]), 1100) or "none"
     return FileNotFoundError(f"{where}: {path} has no learnware {id!r}; its first ids: {known}.")
 
 
@@ -457,7 +470,7 @@ def _dock_header(path: StrPath, *, where: str) -> Header:
         raise FileNotFoundError(
             f"{where}: no dock at {root} (it has no dock.json); make one with create_dock."
         )
-    for inside in (file, _learnwares(path), _moving(path)):
+    for inside in (file, _learnwares(path), _moving(path), root / ".lock"):
         refuse_link(inside, where=where)
     if not _learnwares(path).is_dir():
         raise NotADirectoryError(f"{where}: {_learnwares(path)} is not a folder; restore it.")
@@ -471,7 +484,7 @@ def _dimension(space: dict[str, Any], *, where: str) -> int:
     dimension = space.get("dimension")
     if type(dimension) is not int or dimension < 1:
         raise ValueError(
-            f"{where}: dimension is {dimension!r}; want the length of a row of z, 1 or more."
+            f"{where}: dimension is {dimension!r:.100}; want the length of a row of z, 1 or more."
         )
     return dimension
 
@@ -480,11 +493,12 @@ def _check_kind(kind: Any, *, where: str) -> None:
     """ValueError unless `kind` is plain: it names a file, and comes from strangers."""
     if not isinstance(kind, str) or not re.fullmatch("[a-z0-9_]{1,50}", kind):
         raise ValueError(
-            f"{where}: kind is {kind!r}; want at most 50 lower-case letters, digits and '_'."
+            f"{where}: kind is {kind!r:.100}; want at most 50 lower-case letters, digits and '_'."
         )
 
 
-def _spec_name(kind: str) -> str:
+def spec_name(kind: str) -> str:
+    """The name of a specification's file."""
     return f"{kind}.safetensors"
 
 
@@ -493,14 +507,14 @@ def check_id(id: str, *, where: str) -> None:
     plain = isinstance(id, str) and re.fullmatch("[a-z0-9_-][a-z0-9_.-]{0,99}", id)
     if not plain or ".." in id or id == "none":  # a selection says "none" when nothing fits
         raise ValueError(
-            f"{where}: {id!r} is not an id; use at most 100 lower-case letters, digits, '-', '_' "
-            "and '.', not starting with '.', without '..'; not 'none'."
+            f"{where}: {id!r:.120} is not an id; use at most 100 lower-case letters, digits, '-', "
+            "'_' and '.', not starting with '.', without '..'; not 'none'."
         )
 
 
 def _check_domain(card: dict[str, Any], *, where: str) -> None:
     if not isinstance(card.get("domain", ""), str):
-        raise ValueError(f"{where}: its domain is {card['domain']!r}; want a string.")
+        raise ValueError(f"{where}: its domain is {card['domain']!r:.100}; want a string.")
 
 
 def refuse_link(path: Path, *, where: str) -> None:
@@ -511,22 +525,35 @@ def refuse_link(path: Path, *, where: str) -> None:
         )
 
 
-def _check_file(file: Path, limit: int, *, where: str) -> None:
+def read_bytes(file: Path, limit: int, *, links: bool = False, where: str) -> bytes:
+    """A plain file of at most `limit` bytes; a symbolic link to one with `links` alone.
+
+    FileNotFoundError or ValueError if it is none. What is checked is what is read: the file is
+    opened once.
+    """
+    if not links:
+        refuse_link(file, where=where)
+    # A named pipe would block the reader for ever.
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
     try:
-        status = file.stat()
+        descriptor = os.open(file, flags)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where}: there is no {file}; restore it.") from error
-    # A named pipe would block the reader for ever.
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{where}: {file} is not a plain file.")
-    if status.st_size > limit:
-        raise ValueError(f"{where}: {file} has {status.st_size} bytes; want at most {limit}.")
-
-
-def read_bytes(file: Path, limit: int, *, where: str) -> bytes:
-    """A plain file of at most `limit` bytes. FileNotFoundError or ValueError if it is none."""
-    _check_file(file, limit, where=where)
-    return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{where}: {file} cannot be read ({error.strerror}).") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{where}: {file} is not a plain file.")
+        if status.st_size > limit:
+            raise ValueError(f"{where}: {file} has {status.st_size} bytes; want at most {limit}.")
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            data = stream.read(status.st_size + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) != status.st_size:
+        raise ValueError(f"{where}: {file} changed while it was read; read it again.")
+    return data
 
 
 def _sha256(data: bytes) -> str:
@@ -550,6 +577,18 @@ def _check_header(header: Header, shapes: dict[str, list[int]], *, where: str) -
             f"{tuple(shapes['beta'])}; want z (points, dimension) and beta (points,)."
         )
     n, residual = header.about.get("n"), header.about.get("residual")
+    if "privacy" in header.about:
+        said = header.about["privacy"]
+        said = said if isinstance(said, dict) else {}
+        dimension, noise = said.get("dimension"), said.get("noise")
+        plain = type(dimension) is int and dimension > 0 and type(noise) in (int, float)
+        if not plain or noise < 0 or n is not None or residual is not None:
+            raise ValueError(
+                f"{where}: the header says privacy = {header.about['privacy']!r}, n = {n!r} and "
+                f"residual = {residual!r}; want the mechanism's dimension (at least 1) and noise "
+                "(at least 0), and neither n nor residual, which would tell of the rows."
+            )
+        return
     if type(n) is not int or n < 1 or type(residual) not in (int, float):
         raise ValueError(
             f"{where}: the header says n = {n!r} and residual = {residual!r}; want the number of "
@@ -582,31 +621,35 @@ def _encode(spec: RKME, header: Header, *, where: str) -> bytes:
     return data
 
 
-def _decode(file: Path, *, where: str) -> tuple[RKME, Header]:
-    _check_file(file, MAX_SPEC_BYTES, where=where)
-    where = f"{where}: {file}"
+def _decode(file: Path, *, links: bool, where: str) -> tuple[RKME, Header]:
+    data = read_bytes(file, MAX_SPEC_BYTES, links=links, where=where)
+    return parse_spec(data, where=f"{where}: {file}")
+
+
+def parse_spec(data: bytes, *, where: str) -> tuple[RKME, Header]:
+    """The specification in the bytes of a file; ValueError as in `read_spec`."""
     try:
-        with safetensors.safe_open(file, "numpy") as opened:
-            record = parse_json((opened.metadata() or {}).get("header", "{}"), where=where)
-            digest = record.pop("sha256", None) if isinstance(record, dict) else None
-            header = from_json(dump_json(record, where=where), where=where)
-            if set(opened.keys()) != STORED.keys():
-                raise ValueError(
-                    f"{where} holds the arrays {', '.join(sorted(opened.keys()))}; want beta, z."
-                )
-            slices = {name: opened.get_slice(name) for name in STORED}
-            for name, (code, dtype) in STORED.items():
-                if slices[name].get_dtype() != code:
-                    raise ValueError(
-                        f"{where}: {name} is stored as {slices[name].get_dtype()}; want {code} "
-                        f"({dtype.name})."
-                    )
-            _check_header(header, {n: s.get_shape() for n, s in slices.items()}, where=where)
-            arrays = {name: opened.get_tensor(name) for name in STORED}
-    except safetensors.SafetensorError as error:
+        metadata, stored = read_stored(data, len(data))
+    except ValueError as error:
         raise ValueError(
             f"{where} is not a whole safetensors file ({error}); restore it or make it again."
         ) from error
+    record = parse_json(metadata.get("header", "{}"), where=where)
+    digest = record.pop("sha256", None) if isinstance(record, dict) else None
+    header = from_json(dump_json(record, where=where), where=where)
+    if stored.keys() != STORED.keys():
+        held = printable(", ".join(sorted(stored)))
+        raise ValueError(f"{where} holds the arrays {held}; want beta, z.")
+    for name, (code, dtype) in STORED.items():
+        if stored[name].dtype != code:
+            raise ValueError(
+                f"{where}: {name} is stored as {stored[name].dtype}; want {code} ({dtype.name})."
+            )
+    _check_header(header, {name: list(s.shape) for name, s in stored.items()}, where=where)
+    arrays = {
+        name: np.frombuffer(data[s.begin : s.end], STORED[name][1]).reshape(s.shape)
+        for name, s in stored.items()
+    }
     if digest != _digest(arrays, header):
         raise ValueError(
             f"{where} does not match its checksum: it was damaged or changed by hand; restore it "
@@ -616,23 +659,51 @@ def _decode(file: Path, *, where: str) -> tuple[RKME, Header]:
 
 
 @contextmanager
+def locked(
+    lock_file: StrPath,
+    *,
+    where: str,
+    doing: str,
+    otherwise: str = "end it, and try again",
+    seconds: float = 0.0,
+) -> Iterator[None]:
+    """Hold a lock against other processes; that of a process which is dead does not hold.
+
+    TimeoutError, which says what the other one is `doing`, after so many seconds.
+    """
+    lock = filelock.FileLock(lock_file, timeout=seconds)
+    try:
+        with explained(f"to {Path(lock_file).parent}", "nothing was changed", where=where):
+            Path(lock_file).parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except filelock.Timeout as error:
+        raise TimeoutError(
+            f"{where}: another process {doing}; wait for it, or {otherwise}. On Linux "
+            f"`fuser {lock_file}` names it."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def _writing(path: StrPath, *, where: str) -> Iterator[tuple[Path, Path]]:
     """The folders of learnwares and of what is on its way, while no other process writes; what was
     left half done is settled."""
-    try:
-        with filelock.FileLock(Path(path) / ".lock", timeout=LOCK_SECONDS):
-            _settle(path)
-            try:
-                yield _learnwares(path), _moving(path)
-            finally:
-                # Readers do not mind what fails to go; the next writer tries again and reports it.
-                with suppress(OSError):
-                    _settle(path)
-    except filelock.Timeout as error:
-        raise TimeoutError(
-            f"{where}: another process has been writing to {path} for {LOCK_SECONDS:g} s; wait for "
-            "it, or end it, and try again."
-        ) from error
+    doing = f"has been writing to {path} for {LOCK_SECONDS:g} s"
+    whole = "every learnware is the old one or the new one, whole"
+    with (
+        locked(Path(path) / ".lock", where=where, doing=doing, seconds=LOCK_SECONDS),
+        explained(f"to {path}", whole, where=where),
+    ):
+        _settle(path)
+        try:
+            yield _learnwares(path), _moving(path)
+        finally:
+            # Readers do not mind what fails to go; the next writer tries again and reports it.
+            with suppress(OSError):
+                _settle(path)
 
 
 def _settle(path: StrPath) -> None:
@@ -644,8 +715,7 @@ def _settle(path: StrPath) -> None:
         sync(learnwares)
         moving.mkdir()
     _settle_in(moving, learnwares)
-    for stray in Path(path).glob(".dock.json.*"):
-        stray.unlink()
+    sweep(Path(path) / "dock.json")
 
 
 def _settle_in(folder: Path, learnwares: Path) -> None:
@@ -661,34 +731,55 @@ def _settle_in(folder: Path, learnwares: Path) -> None:
                 entry.unlink()
 
 
-def _await_mark(learnwares: Path, moving: Path) -> int:
+def await_mark(path: StrPath, beside: Path) -> int:
     """The mark of the dock, once the clock of the disk has left it: the next change makes another.
 
-    Disks count time in steps of up to some milliseconds.
+    Disks count time in steps of up to some milliseconds. `beside` is a folder on the same disk.
     """
-    before = learnwares.stat().st_mtime_ns
-    os.utime(moving)
-    while moving.stat().st_mtime_ns == before:
+    before = mark(path)
+    os.utime(beside)
+    while beside.stat().st_mtime_ns == before:
         time.sleep(0.001)
-        os.utime(moving)
+        os.utime(beside)
     return before
+
+
+def _leave_mark(learnwares: Path, before: int) -> None:
+    """Make the mark after a change greater than `before`: a clock that was set back would come by
+    old ones again."""
+    step = 1
+    with suppress(PermissionError):  # only the owner of a folder may set its times
+        while learnwares.stat().st_mtime_ns <= before:
+            # Disks may count time in steps of up to 2 s.
+            os.utime(learnwares, ns=(before + step, before + step))
+            step *= 10
 
 
 def write_file(file: Path, data: bytes, *, where: str) -> None:
     """Write under a temporary name, flush to the disk, rename."""
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        with _explained(file, data, where=where):
+        with explained(f"{len(data)} bytes", UNCHANGED, file, where=where):
             _flush(temporary, data)
             temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(file.parent)
+    except BaseException:
+        with suppress(OSError):  # the first error says more
+            temporary.unlink()
+        raise
+    with explained(f"{len(data)} bytes for good", "they may be lost", file, where=where):
+        sync(file.parent)
+
+
+def sweep(file: Path) -> None:
+    """Delete what killed calls of `write_file` have left beside this file. For whoever has locked
+    it: the temporary file of another writer would go too."""
+    for stray in file.parent.glob(f".{glob.escape(file.name)}.*"):
+        stray.unlink()
 
 
 def _write_new(file: Path, data: bytes, *, where: str) -> None:
     """Write to a folder that nobody reads yet; its names are not made durable."""
-    with _explained(file, data, where=where):
+    with explained(f"{len(data)} bytes", UNCHANGED, file, where=where):
         _flush(file, data)
 
 
@@ -700,15 +791,20 @@ def _flush(file: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _explained(file: Path, data: bytes, *, where: str) -> Iterator[None]:
+def explained(what: str, state: str, file: StrPath | None = None, *, where: str) -> Iterator[None]:
+    """Let an error of the system say what could not be written, the `state` that this leaves, and
+    what to do; `file` stands for the one that the system names. Explained errors stay as they are.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno is None or isinstance(error.__cause__, OSError):
+            raise
         raise OSError(
             error.errno,
-            f"{where}: could not write {len(data)} bytes ({error.strerror}); what was there before "
-            "is unchanged. Free space or choose another place",
-            str(file),
+            f"{where}: could not write {what} ({error.strerror}); {state}. Free space, get leave "
+            "to write there, or choose another place",
+            error.filename if file is None else os.fspath(file),
         ) from error
 
 

@@ -4,12 +4,17 @@ import hashlib
 import io
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from learnware_jax.specification.header import printable
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+# A Parquet file of a few KB may stand for any number of rows.
+MAX_TABLE_BYTES, ROW_BYTES = 2**30, 200
 # The input of a task under the names that published data sets give it, likeliest first.
 TEXT_COLUMNS = (
     *("text", "sentence", "question", "query", "problem", "content", "prompt", "input"),
@@ -41,7 +46,7 @@ def read_file(path: str | Path, *, column: str | None = None) -> list[str]:
         )
     else:
         texts = rows
-    texts = [clean for text in texts if (clean := " ".join(text.split()))]
+    texts = [clean for text in texts if (clean := _clean(path, text))]
     if not texts:
         raise ValueError(f"read_file: {path} holds no text: every line or cell is blank.")
     return texts
@@ -71,8 +76,7 @@ def read_pairs(path: str | Path, *, text: str, answer: str) -> list[tuple[str, s
         for row in rows
     ]
     columns = [
-        [" ".join(cell.split()) for cell in join_columns(path, plain, name)]
-        for name in (text, answer)
+        [_clean(path, cell) for cell in join_columns(path, plain, name)] for name in (text, answer)
     ]
     for i, pair in enumerate(zip(*columns, strict=True), 1):
         if not all(pair):
@@ -98,6 +102,16 @@ def digest(key: str, text: str) -> bytes:
     return hashlib.sha256(f"{key}\0{text}".encode()).digest()
 
 
+def _clean(path: Path, text: str) -> str:
+    """Runs of white space made one blank. ValueError for what no encoding can write."""
+    if half := re.search("[\ud800-\udfff]", text):
+        raise ValueError(
+            f"read_file: {path} holds \\u{ord(half[0]):x}, half of a character; write the other "
+            "half, or take it out."
+        )
+    return " ".join(text.split())
+
+
 def _rows(path: Path, suffix: str) -> list[dict] | list[str]:
     content = _decode(path)
     if suffix in (".csv", ".tsv"):
@@ -116,7 +130,7 @@ def _records(path: Path, documents: list[tuple[int, str]]) -> list[dict] | list[
     for line, document in documents:
         try:
             row = json.loads(document)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"read_file: {path} line {line} is no valid JSON: {error}.") from None
         rows.extend(row if isinstance(row, list) and len(documents) == 1 else [row])
     kinds = {type(row) for row in rows}
@@ -138,8 +152,9 @@ def _table_rows(path: Path, content: str, separator: str) -> list[dict]:
         )
     except pandas.errors.EmptyDataError:
         return []
-    except pandas.errors.ParserError as error:
-        raise ValueError(f"read_file: {path} is no valid table: {error}.") from None
+    except (pandas.errors.ParserError, ValueError, OverflowError) as error:
+        reason = printable(str(error))
+        raise ValueError(f"read_file: {path} is no valid table: {reason}.") from None
     return table.to_dict("records")
 
 
@@ -147,10 +162,22 @@ def _parquet_rows(path: Path) -> list[dict]:
     import pyarrow
     import pyarrow.parquet
 
+    rows, size = [], 0
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"read_file: {path} is no valid Parquet file: {error}.") from None
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+            size += batch.nbytes + ROW_BYTES * batch.num_rows
+            if size > MAX_TABLE_BYTES:
+                break
+            rows += batch.to_pylist()
+    # Damage is told as any of these, and texts that are no UTF-8 are found last.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = printable(str(error))
+        raise ValueError(f"read_file: {path} is no valid Parquet file: {reason}.") from None
+    if size > MAX_TABLE_BYTES:
+        raise ValueError(
+            f"read_file: {path} takes more than {MAX_TABLE_BYTES} bytes when it is read; cut it."
+        )
+    return rows
 
 
 def _decode(path: Path) -> str:
@@ -220,4 +247,4 @@ def text_column(path: Path, rows: list[dict], columns: list[str]) -> str:
 
 
 def _list(columns: list) -> str:
-    return ", ".join(str(name) for name in columns)
+    return printable(", ".join(str(name) for name in columns))

@@ -21,7 +21,7 @@ class Selection(NamedTuple):
     distance: Float[np.ndarray, " k"]  # unbiased squared MMD
     lower: Float[np.ndarray, " k"]
     upper: Float[np.ndarray, " k"]
-    undominated: tuple[str, ...]  # not separated from the first
+    undominated: tuple[str, ...]  # may be the closest; the first is one of them
     decision: str  # an id, or "none": use the base model
 
 
@@ -43,7 +43,7 @@ def select(
     ranking = rank([user], pool, n=[n], top_k=top_k)
     index, distance = ranking.index[0], ranking.distance[0]
     lower, upper = intervals(user, pool, distance, index, n=n, residual=residual, level=level)
-    alike = undominated(user, pool, distance, index, n=n)
+    alike = undominated(user, pool, distance, index, n=n, level=level)
     ids = tuple(pool.ids[i] for i in index)
     return Selection(
         ids=ids,
@@ -79,8 +79,11 @@ def held_out_distances(pool: Pool, groups: Sequence[str]) -> Float[np.ndarray, "
     """For each learnware, the unbiased squared MMD to the closest one of another group.
 
     With domains as groups, every learnware plays a user whose domain the pool has not: a dock
-    calibrates its own threshold from these (`calibrate_threshold`). ValueError unless there is one
-    group a learnware, and at least two groups.
+    calibrates its own threshold from these (`calibrate_threshold`). A stated rate then supposes
+    that further domains are exchangeable with the pool's, and that tasks of one domain are no more
+    alike than others; and a user has one domain more to be close to than a learnware left out. It
+    holds roughly, not exactly. ValueError unless there is one group a learnware, and at least two
+    groups.
     """
     groups = np.asarray(groups)
     if len(groups) != len(pool.ids) or len(set(groups)) < 2:

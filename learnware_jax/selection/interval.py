@@ -1,4 +1,4 @@
-"""How sure a ranking is: an interval on every distance, and who is separated from the first."""
+"""How sure a ranking is: an interval on every distance, and which learnwares may be the closest."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class _Moments(NamedTuple):
     """Of one user and one learnware; h = mu_user - mu_learnware is their witness function."""
 
     squared: Float[np.ndarray, " k"]  # |h|^2 between the reduced sets
-    user_variance: Float[np.ndarray, " k"]  # of h under the user's weights
+    at_user: Float[np.ndarray, "k m"]  # h at the user's points
     own_variance: Float[np.ndarray, " k"]  # of h under the learnware's weights
     user_pairs: Float[np.ndarray, " k"]  # mean square of the doubly centred kernel, user x user
     own_pairs: Float[np.ndarray, " k"]  # learnware x learnware
@@ -30,9 +30,6 @@ def _moments(kernel, u, a, z, b):
 
     def deficits(x, y):
         return kernel.deficit(squared_distances(x, y, center)).astype(jnp.float64)
-
-    def variance(weights, h):
-        return weights @ (h - weights @ h) ** 2
 
     def centred(left, k, right):
         return k - left @ k - (k @ right)[:, None] + left @ k @ right
@@ -51,14 +48,32 @@ def _moments(kernel, u, a, z, b):
         h_u, h_z = k_uu @ a - k_uz @ b, k_uz.T @ a - k_zz @ b
         return _Moments(
             squared=a @ h_u - b @ h_z,
-            user_variance=variance(a, h_u),
-            own_variance=variance(b, h_z),
+            at_user=h_u,
+            own_variance=b @ (h_z - b @ h_z) ** 2,
             user_pairs=user_pairs,
             own_pairs=distinct_pairs(b, k_zz),
             cross_pairs=a @ centred(a, k_uz, b) ** 2 @ b,
         )
 
     return jax.lax.map(lambda zb: one(*zb), (z, b))
+
+
+def _measured(user: RKME, pool: Pool, index) -> _Moments:
+    with jax.enable_x64(True):
+        moments = _moments(
+            pool.kernel,
+            jnp.asarray(np.asarray(user.z, np.float32) - pool.center),
+            jnp.asarray(user.beta, jnp.float64),
+            pool.z[index],
+            pool.beta[index].astype(jnp.float64),
+        )
+        return _Moments(*map(np.asarray, moments))
+
+
+def _variance(weights, values):
+    """Of every row of values, under the weights."""
+    weights = np.asarray(weights, np.float64)
+    return (values - (values @ weights)[:, None]) ** 2 @ weights
 
 
 def intervals(
@@ -73,13 +88,14 @@ def intervals(
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """Lower and upper ends of an interval on the squared MMD to each learnware pool.ids[index].
 
-    Two parts add up. Sampling: a Student quantile (n - 1 degrees of freedom) times the standard
-    error of the unbiased estimate, with the first- and second-order terms of its Hoeffding
-    decomposition (Sutherland et al., arXiv 1611.04488; Serfling 1980, section 5.2), whose moments
-    are taken under the weights of the two specifications. Up to sqrt(3) too wide where the two
-    distributions nearly agree: the first-order terms then vanish, but their estimates do not.
-    Compression: what moving each embedding
-    by its residual could do at most, by the triangle inequality.
+    Two parts add up. Sampling: a Student quantile (one degree of freedom less than rows of the user
+    or of the learnware, whichever has fewer) times the standard error of the unbiased estimate,
+    with the first- and second-order terms of its Hoeffding decomposition (Sutherland et al., arXiv
+    1611.04488; Serfling 1980, section 5.2), whose moments are taken under the weights of the two
+    specifications. Up to sqrt(3) too wide where the two distributions nearly agree: the first-order
+    terms then vanish, but their estimates do not.
+    Compression: what moving each embedding by its residual could do at most, by the triangle
+    inequality.
 
     Arguments:
       distance: unbiased squared MMD, as `rank` returns it.
@@ -96,28 +112,15 @@ def intervals(
         )
     if not 0 < level < 1:
         raise ValueError(f"intervals: got level={level}; want a number between 0 and 1.")
-    with jax.enable_x64(True):
-        moments = _Moments(
-            *map(
-                np.asarray,
-                _moments(
-                    pool.kernel,
-                    jnp.asarray(np.asarray(user.z, np.float32) - pool.center),
-                    jnp.asarray(user.beta, jnp.float64),
-                    pool.z[index],
-                    pool.beta[index].astype(jnp.float64),
-                ),
-            )
-        )
-    own_n = np.maximum(pool.n[index], 2)
+    moments, own_n = _measured(user, pool, index), np.maximum(pool.n[index], 2)
     variance = (
-        4 * moments.user_variance / (n - 1)
+        4 * _variance(user.beta, moments.at_user) / (n - 1)
         + 4 * moments.own_variance / (own_n - 1)
         + 2 * moments.user_pairs / (n * (n - 1))
         + 2 * moments.own_pairs / (own_n * (own_n - 1))
         + 4 * moments.cross_pairs / (n * own_n)
     )
-    sampling = stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt(variance)
+    sampling = stats.t.ppf((1 + level) / 2, np.minimum(n, own_n) - 1) * np.sqrt(variance)
     shift = np.sqrt(max(residual, 0)) + np.sqrt(np.maximum(pool.residual[index], 0))
     mmd = np.sqrt(np.maximum(moments.squared, 0))
     lower = distance - sampling - (mmd**2 - np.maximum(mmd - shift, 0) ** 2)
@@ -131,14 +134,18 @@ def undominated(
     index: Int[np.ndarray, " k"],
     *,
     n: int,
-    level: float = 0.95,
+    level: float = 0.9,
 ) -> Bool[np.ndarray, " k"]:
-    """Which of the learnwares pool.ids[index] are not separated from the first, index[0].
+    """Which of the learnwares pool.ids[index] may be the closest: a confidence set of the best.
 
-    For learnware b the difference of squared MMDs to the first, a, is a mean over the user's rows
-    of D(x) = 2 (mu_a(x) - mu_b(x)) plus a constant; b is separated when the difference exceeds the
-    one-sided Student quantile times sd(D) / sqrt(n). O(n) a pair. It takes the pool's embeddings as
-    given and ignores that the first was chosen as the best of many: "separated", not a p-value.
+    index[0] is the first of the whole pool. The learnware whose distribution is truly the closest
+    is kept with probability `level`, about: of learnwares that are equally close, each one is. It
+    could only leave for another that comes first by chance; so a learnware leaves when it is
+    further than the first by more than a Student quantile, at (1 - level) / (M - 1) for M
+    learnwares in the pool (Bonferroni), times the standard error of the difference. That is the
+    multiple comparison with the best (Hsu, Annals of Statistics 12, 1984) by tests of relative
+    similarity (Bounliphone et al., arXiv 1511.04581), with the samples of both learnwares beside
+    the user's. Compression is not counted.
 
     ValueError for n < 2 or a level outside (0, 1).
     """
@@ -146,25 +153,12 @@ def undominated(
         raise ValueError(
             f"undominated: got n={n}, level={level}; want n >= 2 and a level between 0 and 1."
         )
-    weights = np.asarray(user.beta, np.float64)
-    with jax.enable_x64(True):
-        u = jnp.asarray(np.asarray(user.z, np.float32) - pool.center)
-        embedded = np.asarray(
-            _embeddings_at(pool.kernel, u, pool.z[index], pool.beta[index].astype(jnp.float64))
-        )
-    contrast = 2 * (embedded[:1] - embedded)
-    variance = (contrast - (contrast @ weights)[:, None]) ** 2 @ weights
-    margin = stats.t.ppf(level, n - 1) * np.sqrt(variance / (n - 1))
-    return distance - distance[0] <= margin
-
-
-@jax.jit
-def _embeddings_at(kernel, u, z, b):
-    """mu_l(u_i) of every learnware l, without the kernel's constant part: (k, m_u)."""
-    center = u.mean(0)
-
-    def one(zb):
-        z, b = zb
-        return kernel.deficit(squared_distances(u, z, center)).astype(jnp.float64) @ b
-
-    return jax.lax.map(one, (z, b))
+    moments, own_n = _measured(user, pool, index), np.maximum(pool.n[index], 2)
+    # The user's rows are the same for both: much of what they add to either distance cancels. No
+    # terms of second order: embeddings are of samples too, and put these into the estimates twice.
+    contrast = 2 * (moments.at_user - moments.at_user[0])
+    own = 4 * moments.own_variance / (own_n - 1)
+    variance = _variance(user.beta, contrast) / (n - 1) + own + own[0]
+    rows = np.minimum(np.minimum(own_n, own_n[0]), n)
+    quantile = stats.t.ppf(1 - (1 - level) / max(len(pool.ids) - 1, 1), rows - 1)
+    return distance - distance[0] <= quantile * np.sqrt(variance)

@@ -8,6 +8,7 @@ arXiv 1711.05101), linear warm-up, cosine decay, gradients clipped by their glob
 import functools
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -379,24 +380,52 @@ def save_checkpoint(folder: str | Path, state: State, digest: str, *, keep: int 
     """Write the state as folder/STEP, with a manifest of the hashes of its files.
 
     A checkpoint without its manifest, written last, does not count: a killed writer leaves the
-    ones before. Only the newest `keep` are kept.
+    ones before. Only the newest `keep` are kept. OSError if it cannot be written.
     """
     import orbax.checkpoint as orbax
 
     folder = Path(folder).absolute()
     home = folder / str(int(state.step.ravel()[0]))
-    if home.exists():  # left by a killed writer: orbax would refuse
-        shutil.rmtree(home)
-    with orbax.StandardCheckpointer() as writer:
-        writer.save(home / "state", _as_dict(state))
-    hashes = {str(file.relative_to(home)): file_sha256(file) for file in _files(home)}
-    text = json.dumps({"run": digest, "files": hashes}, indent=1)
-    partial = home / f".{MANIFEST}"
-    partial.write_text(text)
-    partial.replace(home / MANIFEST)
-    for old in _checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    try:
+        _drop(home)  # left by a killed writer: orbax would refuse
+        with orbax.StandardCheckpointer() as writer:
+            writer.save(home / "state", _as_dict(state))
+        for path in (home, *home.rglob("*")):
+            _flush(path)
+        hashes = {str(file.relative_to(home)): file_sha256(file) for file in _files(home)}
+        partial = home / f".{MANIFEST}"
+        partial.write_text(json.dumps({"run": digest, "files": hashes}, indent=1))
+        _flush(partial)
+        partial.replace(home / MANIFEST)
+        _flush(home)
+        kept = _checkpoints(folder)[-keep:]
+        for other in folder.iterdir():
+            if other.name.isdigit() and other not in kept:
+                _drop(other)
+    except (OSError, ValueError, RuntimeError) as error:  # a full disk is orbax's ValueError
+        shutil.rmtree(home, ignore_errors=True)
+        raise OSError(
+            f"save_checkpoint: could not write {home}; the checkpoints before it are unharmed, and "
+            "the run goes on from the newest. Free space, or get leave to write there. The system "
+            f"said: {str(error)[:300]}"
+        ) from error
     return home
+
+
+def _drop(home: Path) -> None:
+    """Delete a checkpoint, which counts no more before the first of its files goes."""
+    (home / MANIFEST).unlink(missing_ok=True)
+    if home.exists():
+        shutil.rmtree(home)
+
+
+def _flush(path: Path) -> None:
+    """Make a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_checkpoint(folder: str | Path, like: State, digest: str) -> State | None:

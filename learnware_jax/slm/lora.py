@@ -17,6 +17,8 @@ from jaxtyping import Array
 
 from learnware_jax.slm.decoder import Adapter, Config, Params, param_shapes
 from learnware_jax.slm.weights import IN_FOLDER
+from learnware_jax.specification.header import parse_json, printable
+from learnware_jax.specification.tensors import read_stored
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION = ("query", "key", "value", "out")
@@ -174,18 +176,16 @@ def from_peft(files: Mapping[str, bytes], config: Config) -> Adapter:
     ValueError if a file is missing or damaged, if the adapter is no plain LoRA, if a tensor is
     unused, missing, of another shape or not finite.
     """
-    import safetensors
-
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in files]
     if missing:
         raise ValueError(f"from_peft: {' and '.join(missing)} is not there.")
     try:
-        settings = json.loads(files[CONFIG_FILE])
+        settings = parse_json(files[CONFIG_FILE], where="it")
         rank, alpha = settings["r"], float(settings["lora_alpha"])
         given = settings["target_modules"]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(
-            f"from_peft: {CONFIG_FILE} is no configuration of LoRA: {error!r}."
+            f"from_peft: {CONFIG_FILE} is no configuration of LoRA: {printable(repr(error))}."
         ) from None
     scale = np.nan
     if type(rank) is int and 1 <= rank <= MAX_RANK:
@@ -194,8 +194,8 @@ def from_peft(files: Mapping[str, bytes], config: Config) -> Adapter:
         finite = np.isfinite(np.float32(scale))
     if not finite:
         raise ValueError(
-            f"from_peft: {CONFIG_FILE} has r={rank!r}, lora_alpha={alpha}; want a rank of at least "
-            f"1, a whole number up to {MAX_RANK}, and a finite alpha."
+            f"from_peft: {CONFIG_FILE} has r={rank!r:.50}, lora_alpha={alpha}; want a rank of at "
+            f"least 1, a whole number up to {MAX_RANK}, and a finite alpha."
         )
     strange = {
         key: settings[key]
@@ -204,42 +204,44 @@ def from_peft(files: Mapping[str, bytes], config: Config) -> Adapter:
     }
     if strange:
         raise ValueError(
-            f"from_peft: {strange} is not supported; want a plain LoRA ({', '.join(PLAIN)} at "
-            "their defaults). Merge the adapter into its model with PEFT instead."
+            f"from_peft: {strange!r:.500} is not supported; want a plain LoRA ({', '.join(PLAIN)} "
+            "at their defaults). Merge the adapter into its model with PEFT instead."
         )
     modules = {path.split(".")[1]: name for name, path in IN_FILE.items()}
     if not isinstance(given, list) or not given or any(name not in [*modules] for name in given):
         raise ValueError(
-            f"from_peft: target_modules is {given!r}; want a list of some of {', '.join(modules)}."
+            f"from_peft: target_modules is {given!r:.500}; want a list of some of "
+            f"{', '.join(modules)}."
         )
+    data = files[WEIGHTS_FILE]
     try:
-        views = dict(safetensors.deserialize(files[WEIGHTS_FILE]))
-    except safetensors.SafetensorError as error:
+        _, stored = read_stored(data, len(data))
+    except ValueError as error:
         raise ValueError(
             f"from_peft: {WEIGHTS_FILE} is no whole safetensors file: {error}."
         ) from None
-    for name, view in views.items():
-        if view["dtype"] not in DTYPES:
+    for name, array in stored.items():
+        if array.dtype not in DTYPES:
             raise ValueError(
-                f"from_peft: {name} is of type {view['dtype']}; want {', '.join(DTYPES)}."
+                f"from_peft: {printable(name)} is of type {array.dtype}; want {', '.join(DTYPES)}."
             )
-    # By hand, since safetensors.numpy writes bfloat16 and does not read it.
-    tensors = {
-        name: np.frombuffer(view["data"], DTYPES[view["dtype"]]).reshape(view["shape"])
-        for name, view in views.items()
-    }
     shapes = {}
     for name in (modules[module] for module in given):
         layers, inputs, outputs = param_shapes(config)["layers"][name]["kernel"].shape
         for layer in range(layers):
             shapes[_name_in_file(layer, name, "A")] = (rank, inputs)
             shapes[_name_in_file(layer, name, "B")] = (outputs, rank)
-    wrong = [f"{name} is missing" for name in sorted(shapes.keys() - tensors.keys())]
-    wrong += [f"{name} has no use" for name in sorted(tensors.keys() - shapes.keys())]
-    for name in sorted(shapes.keys() & tensors.keys()):
-        if tensors[name].shape != shapes[name]:
-            wrong.append(f"{name} is {tensors[name].shape}, not {shapes[name]}")
-        elif not np.isfinite(tensors[name].astype(np.float32)).all():
+    tensors = {}
+    wrong = [f"{name} is missing" for name in sorted(shapes.keys() - stored.keys())]
+    wrong += [f"{printable(name)} has no use" for name in sorted(stored.keys() - shapes.keys())]
+    for name in sorted(shapes.keys() & stored.keys()):
+        dtype, shape, begin, end = stored[name]
+        if shape != shapes[name]:
+            wrong.append(f"{name} is {shape}, not {shapes[name]}")
+            continue
+        # safetensors.numpy writes bfloat16 and does not read it.
+        tensors[name] = np.frombuffer(data[begin:end], DTYPES[dtype]).reshape(shape)
+        if not np.isfinite(tensors[name].astype(np.float32)).all():
             wrong.append(f"{name} holds numbers that are not finite")
     if wrong:
         shown = "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")

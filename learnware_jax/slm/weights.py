@@ -15,9 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from learnware_jax.slm import decoder
+from learnware_jax.specification.header import parse_json, printable
+from learnware_jax.specification.tensors import header_bytes, read_stored
 
 DTYPES = ("float32", "bfloat16")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_JSON_BYTES = 2**24
+MAX_PARTS = 2**21  # of a GGUF file's settings, each an array; Llama 3 has half as many
 
 # Names of our modules in the files; a layer's stand below `model.layers.N` or `blk.N`.
 IN_FOLDER = {
@@ -53,6 +57,14 @@ IN_GGUF = {
     "down": "ffn_down",
 }
 
+# Settings of a GGUF file that are sizes, and the greatest that is read.
+GGUF_SIZES = {
+    **dict.fromkeys(("embedding_length", "feed_forward_length", "context_length"), 2**31 - 1),
+    **dict.fromkeys(("attention.head_count", "attention.head_count_kv"), 2**31 - 1),
+    "attention.key_length": 2**31 - 1,
+    "block_count": 1024,
+}
+
 # What transformers takes for a setting that config.json leaves out; None: derived from others.
 DEFAULTS = {
     "llama": {"num_key_value_heads": None, "max_position_embeddings": 2048},
@@ -75,13 +87,15 @@ DEFAULTS = {
         "max_window_layers": 28,
     },
 }
-REQUIRED = (
+SIZES = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
-    "num_hidden_layers",
     "num_attention_heads",
+    "max_position_embeddings",
 )
+OPTIONAL_SIZES = ("num_key_value_heads", "head_dim")  # what else they are follows from the others
+MAX_SIZE, MAX_LAYERS = 2**31 - 1, 1024
 
 # The splitting of texts that goes with a name in `tokenizer.ggml.pre`.
 WORDS = (
@@ -176,22 +190,29 @@ def read_config(settings: dict) -> decoder.Config:
     Raises ValueError if a size is missing or if a setting asks for what `decoder` does not have.
     """
     family = settings.get("model_type")
-    if family not in DEFAULTS:
+    if family not in [*DEFAULTS]:
         raise ValueError(
-            f"read_config: model_type is {family!r}; only {', '.join(DEFAULTS)} can be read."
+            f"read_config: model_type is {family!r:.100}; only {', '.join(DEFAULTS)} can be read."
         )
     given = DEFAULTS[family] | settings
     wrong = [
-        f"{key} is {given.get(key)!r}, not a positive integer"
-        for key in (*REQUIRED, "max_position_embeddings")
-        if type(given.get(key)) is not int or given[key] < 1
+        f"{key} is {given.get(key)!r:.100}, not a positive integer up to {most}"
+        for key, most in (*((key, MAX_SIZE) for key in SIZES), ("num_hidden_layers", MAX_LAYERS))
+        if not _is_size(given.get(key), most)
+    ]
+    wrong += [
+        f"{key} is {given[key]!r:.100}, neither null nor a positive integer"
+        for key in OPTIONAL_SIZES
+        if given.get(key) is not None and not _is_size(given[key], MAX_SIZE)
     ]
     fixed = {"hidden_act": "silu", "mlp_bias": False, "quantization_config": None}
     wrong += [
-        f"{key} is {given[key]!r}, only {only!r} can be read"
+        f"{key} is {given[key]!r:.100}, only {only!r} can be read"
         for key, only in fixed.items()
         if given.get(key, only) != only
     ]
+    epsilon = given.get("rms_norm_eps", 1e-6)
+    wrong += [] if _is_positive(epsilon) else [f"rms_norm_eps is {epsilon!r:.100}"]
     if wrong:
         raise ValueError(f"read_config: {'; '.join(wrong)}.")
     theta, scaling = _read_rope(given)
@@ -205,7 +226,7 @@ def read_config(settings: dict) -> decoder.Config:
             heads=heads,
             kv_heads=given["num_key_value_heads"] or heads,
             head_width=given.get("head_dim") or width // heads,
-            epsilon=float(given.get("rms_norm_eps", 1e-6)),
+            epsilon=float(epsilon),
             theta=theta,
             positions=given["max_position_embeddings"],
             scaling=scaling,
@@ -217,6 +238,14 @@ def read_config(settings: dict) -> decoder.Config:
             windows=_read_windows(family, given),
         )
     )
+
+
+def _is_size(value: Any, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")
 
 
 def _checked(config: decoder.Config) -> decoder.Config:
@@ -231,18 +260,22 @@ def _checked(config: decoder.Config) -> decoder.Config:
 def _read_rope(given: dict) -> tuple[float, decoder.RopeScaling | None]:
     # transformers 5 writes rope_parameters with theta inside; 4 wrote rope_scaling beside it.
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", given.get("rope_theta", 10_000.0)))
+    if not isinstance(rope, dict):
+        raise ValueError(f"read_config: rotary positions are {rope!r:.100}; want an object.")
+    theta = rope.get("rope_theta", given.get("rope_theta", 10_000.0))
+    if not _is_positive(theta):
+        raise ValueError(f"read_config: rope_theta is {theta!r:.100}; want a positive number.")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if any(isinstance(value, dict) for value in rope.values()):
         kind = "one for each kind of layer"
     part = rope.get("partial_rotary_factor", given.get("partial_rotary_factor", 1.0))
     if kind not in ("default", "llama3") or part != 1:
         raise ValueError(
-            f"read_config: rotary positions are of type {kind!r} on a share of {part} of a head; "
-            "only 'default' and 'llama3' on all of it can be read."
+            f"read_config: rotary positions are of type {kind!r:.100} on a share of {part!r:.20} "
+            "of a head; only 'default' and 'llama3' on all of it can be read."
         )
     if kind == "default":
-        return theta, None
+        return float(theta), None
     keys = (
         "factor",
         "low_freq_factor",
@@ -251,8 +284,10 @@ def _read_rope(given: dict) -> tuple[float, decoder.RopeScaling | None]:
     )
     if missing := [key for key in keys if key not in rope]:
         raise ValueError(f"read_config: llama3 rotary positions lack {', '.join(missing)}.")
+    if wrong := [f"{key} is {rope[key]!r:.100}" for key in keys if not _is_positive(rope[key])]:
+        raise ValueError(f"read_config: {', '.join(wrong)}; want positive numbers.")
     factor, low, high, positions = (rope[key] for key in keys)
-    return theta, decoder.RopeScaling(float(factor), float(low), float(high), int(positions))
+    return float(theta), decoder.RopeScaling(float(factor), float(low), float(high), int(positions))
 
 
 def _read_windows(family: str, given: dict) -> tuple[int, ...]:
@@ -263,13 +298,19 @@ def _read_windows(family: str, given: dict) -> tuple[int, ...]:
     if not window:
         return ()
     full = 0 if family == "mistral" else given["max_window_layers"]
+    if not _is_size(window, MAX_SIZE) or type(full) is not int:
+        raise ValueError(
+            f"read_config: sliding_window is {window!r:.100} and max_window_layers {full!r:.100}; "
+            "want integers."
+        )
     kinds = given.get("layer_types") or [
         "full_attention" if i < full else "sliding_attention" for i in range(layers)
     ]
     known = {"full_attention": 0, "sliding_attention": window}
-    if len(kinds) != layers or not known.keys() >= set(kinds):
+    if not isinstance(kinds, list) or len(kinds) != layers or any(k not in [*known] for k in kinds):
         raise ValueError(
-            f"read_config: layer_types is {kinds}; want {' or '.join(known)} for each of {layers}."
+            f"read_config: layer_types is {kinds!r:.500}; want {' or '.join(known)} for each of "
+            f"{layers}."
         )
     windows = tuple(known[kind] for kind in kinds)
     return windows if any(windows) else ()
@@ -302,8 +343,11 @@ def _load_folder(folder: Path, weights: Path, dtype: str) -> Model:
 
 
 def _read_json(file: Path) -> dict:
+    size = file.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"load_model: {file} has {size} bytes; want at most {MAX_JSON_BYTES}.")
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes(), where="it")
     except ValueError as error:
         raise ValueError(f"load_model: {file} is no valid JSON: {error}") from None
     if not isinstance(content, dict):
@@ -313,8 +357,15 @@ def _read_json(file: Path) -> dict:
 
 def _shards(index: Path) -> list[Path]:
     names = _read_json(index).get("weight_map")
-    names = sorted(set(names.values())) if isinstance(names, dict) else []
-    if not names or any(Path(name).name != name for name in names):
+    names = [*names.values()] if isinstance(names, dict) else []
+    plain = all(
+        isinstance(name, str)
+        and (name.isprintable() and len(name.encode()) <= 255)
+        and Path(name).name == name
+        for name in names
+    )
+    names = sorted(set(names)) if plain else []
+    if not names:
         raise ValueError(f"load_model: {index} has no weight_map from tensors to files beside it.")
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise FileNotFoundError(f"load_model: {index.parent} lacks {', '.join(missing)}.")
@@ -327,19 +378,22 @@ def _open_safetensors(files: list[Path]) -> Tensors:
     shapes, where = {}, {}
     for file in files:
         try:
+            with open(file, "rb") as stream:
+                head = stream.read(8)
+                head += stream.read(header_bytes(head) - 8)
+            _, stored = read_stored(head, file.stat().st_size)
             opened = safetensors.safe_open(file, "numpy")
-        except safetensors.SafetensorError as error:
+        except (ValueError, safetensors.SafetensorError) as error:
             raise ValueError(
                 f"load_model: {file} is no whole safetensors file: {error}; fetch it again."
             ) from None
-        for name in opened.keys():  # noqa: SIM118 (no mapping)
-            entry = opened.get_slice(name)
-            if entry.get_dtype() not in ("F32", "F16", "BF16"):
+        for name, array in stored.items():
+            if array.dtype not in ("F32", "F16", "BF16"):
                 raise ValueError(
-                    f"load_model: {name} in {file} is of type {entry.get_dtype()}; only F32, F16 "
-                    "and BF16 can be read."
+                    f"load_model: {printable(name)} in {file} is of type {array.dtype}; only F32, "
+                    "F16 and BF16 can be read."
                 )
-            shapes[name], where[name] = tuple(entry.get_shape()), opened
+            shapes[name], where[name] = array.shape, opened
     return Tensors(shapes, lambda name: where[name].get_tensor(name))
 
 
@@ -349,13 +403,16 @@ def _read_tokenizer(file: Path) -> tuple[Any, int | None]:
 
     try:
         tokenizer = Tokenizer.from_buffer(file.read_bytes())
-    except Exception as error:  # the library raises this very class
-        raise ValueError(f"load_model: {file} is no tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    marked = tokenizer.encode("a").ids
-    tokenizer.post_processor = None
-    bare = tokenizer.encode("a").ids
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        marked = tokenizer.encode("a").ids
+        tokenizer.post_processor = None
+        bare = tokenizer.encode("a").ids
+    except BaseException as error:
+        # The library raises Exception itself, and where it panics what is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"load_model: {file} is no tokenizer: {printable(str(error))}") from None
     if marked[len(marked) - len(bare) :] != bare or len(marked) > len(bare) + 1:
         raise ValueError(
             f"load_model: {file} makes {marked} of a text that is {bare}; want at most one token "
@@ -378,32 +435,53 @@ def _read_end(folder: Path, settings: dict, tokenizer) -> int:
     """eos of tokenizer_config.json (in models of chats, of a turn), else that of config.json."""
     file = folder / "tokenizer_config.json"
     token = _read_json(file).get("eos_token") if file.is_file() else None
-    token = token["content"] if isinstance(token, dict) else token
-    end = tokenizer.token_to_id(token) if token else settings.get("eos_token_id")
-    end = end[0] if isinstance(end, list) else end
-    if end is None or tokenizer.id_to_token(end) is None:
+    token = token.get("content") if isinstance(token, dict) else token
+    named = settings.get("eos_token_id")
+    if isinstance(token, str) and token:
+        # Of half a character no token is made.
+        end = tokenizer.token_to_id(token.encode(errors="replace").decode())
+    else:
+        end = named[0] if isinstance(named, list) and named else named
+    if not _is_token(end, tokenizer):
         raise ValueError(
             f"load_model: {folder} names no token that ends a text: eos_token of "
-            f"tokenizer_config.json is {token!r}, eos_token_id of config.json is "
-            f"{settings.get('eos_token_id')!r}."
+            f"tokenizer_config.json is {token!r:.100}, eos_token_id of config.json is "
+            f"{named!r:.100}."
         )
     return end
+
+
+def _is_token(value: Any, tokenizer) -> bool:
+    return (
+        type(value) is int and 0 <= value <= MAX_SIZE and tokenizer.id_to_token(value) is not None
+    )
 
 
 def _load_gguf(file: Path, dtype: str) -> Model:
     import gguf
 
     class Reader(gguf.GGUFReader):
+        parts = 0
+
         def __setattr__(self, name, value):
             # It cuts the file into 250,000 slices: of a memmap they cost three times an array's.
             super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
+        def _get(self, offset, dtype, count=1, override_order=None):
+            # It takes slices beyond the end for empty ones, and may go on with these for ever.
+            self.parts += 1
+            if not 0 <= offset <= offset + int(count) * np.dtype(dtype).itemsize <= len(self.data):
+                raise ValueError(f"it ends before byte {offset} and what should be there")
+            if self.parts > MAX_PARTS:
+                raise ValueError(f"its settings have more than {MAX_PARTS} parts")
+            return super()._get(offset, dtype, count, override_order)
+
     try:
         reader = Reader(file)
         meta = {key: field.contents() for key, field in reader.fields.items()}
-    except (ValueError, LookupError, ArithmeticError) as error:
+    except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
         raise ValueError(
-            f"load_model: {file} is no whole GGUF file: {error}; fetch it again."
+            f"load_model: {file} is no whole GGUF file: {printable(str(error))}; fetch it again."
         ) from None
     entries = {tensor.name: tensor for tensor in reader.tensors}
     # Their sizes stand in the opposite order of NumPy's.
@@ -426,6 +504,9 @@ def _load_gguf(file: Path, dtype: str) -> Model:
         start = None
         if meta.get("tokenizer.ggml.add_bos_token", meta["tokenizer.ggml.pre"] == "llama-bpe"):
             start = meta["tokenizer.ggml.bos_token_id"]
+        for token in (end, start):
+            if token is not None and not _is_token(token, tokenizer):
+                raise ValueError(f"its mark {token!r:.100} is no token.")
     except KeyError as error:
         raise ValueError(f"load_model: {file} lacks the key {error}.") from None
     except ValueError as error:
@@ -458,7 +539,20 @@ def _load_gguf(file: Path, dtype: str) -> Model:
 def _gguf_config(meta: dict, tensors: Tensors) -> decoder.Config:
     family = meta["general.architecture"]
     if family not in ("llama", "qwen2", "qwen3"):
-        raise ValueError(f"architecture is {family!r}; only llama, qwen2 and qwen3 can be read.")
+        raise ValueError(
+            f"architecture is {family!r:.100}; only llama, qwen2 and qwen3 can be read."
+        )
+    # The tokens, for which a list stands, are checked with the tokenizer.
+    wrong = [
+        f"{family}.{key} is {value!r:.100}, not a positive integer up to {most}"
+        for key, most in GGUF_SIZES.items()
+        if not _is_size(value := meta.get(f"{family}.{key}", 1), most)
+    ]
+    epsilon = meta[f"{family}.attention.layer_norm_rms_epsilon"]
+    theta = meta.get(f"{family}.rope.freq_base", 10_000.0)
+    if wrong or not (_is_positive(epsilon) and _is_positive(theta)):
+        wrong += [f"epsilon is {epsilon!r:.100} and the base of positions {theta!r:.100}"]
+        raise ValueError(f"{'; '.join(wrong)}.")
     heads, width = meta[f"{family}.attention.head_count"], meta[f"{family}.embedding_length"]
     head_width = meta.get(f"{family}.attention.key_length", width // heads)
     fixed = {
@@ -468,7 +562,7 @@ def _gguf_config(meta: dict, tensors: Tensors) -> decoder.Config:
         "attention.sliding_window": 0,
     }
     wrong = [
-        f"{family}.{key} is {meta[f'{family}.{key}']}, only {only} can be read"
+        f"{family}.{key} is {printable(str(meta[f'{family}.{key}']), 100)}, only {only} can be read"
         for key, only in fixed.items()
         if meta.get(f"{family}.{key}", only) != only
     ]
@@ -482,8 +576,8 @@ def _gguf_config(meta: dict, tensors: Tensors) -> decoder.Config:
         heads=heads,
         kv_heads=meta.get(f"{family}.attention.head_count_kv", heads),
         head_width=head_width,
-        epsilon=meta[f"{family}.attention.layer_norm_rms_epsilon"],
-        theta=meta.get(f"{family}.rope.freq_base", 10_000.0),
+        epsilon=epsilon,
+        theta=theta,
         positions=meta[f"{family}.context_length"],
         attention_bias="blk.0.attn_q.bias" in tensors.shapes,
         qk_norm=family == "qwen3",
@@ -515,14 +609,24 @@ def _gguf_tokenizer(meta: dict):
             f"{', '.join(map(repr, SPLITS))} can be read."
         )
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
+    given = meta["tokenizer.ggml.merges"]
+    if not (
+        all(isinstance(value, list) for value in (tokens, types, given))
+        and all(isinstance(text, str) for text in (*tokens, *given))
+    ):
+        raise ValueError("its tokens, their types and merges are no lists of texts and numbers.")
     ids = {token: i for i, token in enumerate(tokens)}
     if len(ids) != len(tokens) or len(types) != len(tokens):
         raise ValueError(
             f"its {len(tokens)} tokens have {len(types)} types and {len(ids)} distinct names."
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in meta["tokenizer.ggml.merges"]]
-    # A merge that makes no token is an error of the library's, of this same class.
-    tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=pre == "llama-bpe"))
+    merges = [tuple(merge.split(" ", 1)) for merge in given]
+    if wrong := next((merge for merge in merges if len(merge) != 2), None):
+        raise ValueError(f"its merge {wrong[0]!r:.100} is not of two tokens.")
+    try:
+        tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=pre == "llama-bpe"))
+    except Exception as error:  # the library raises this very class
+        raise ValueError(f"its tokenizer cannot be built: {printable(str(error))}.") from None
     if SPLITS[pre] is None:
         first, second = Digits(individual_digits=True), ByteLevel(add_prefix_space=False)
     else:
@@ -543,6 +647,11 @@ def _read_params(
     tensors: Tensors, config: decoder.Config, names: dict, stem: str, where: Path, dtype: str
 ) -> decoder.Params:
     """The parameters of `decoder`; every tensor is used once, and one is held at a time."""
+    if len(tensors.shapes) < config.layers:
+        raise ValueError(
+            f"load_model: the weights in {where} are {len(tensors.shapes)} tensors, and its "
+            f"settings say {config.layers} layers; take both from one model."
+        )
     leaves, tree = jax.tree_util.tree_flatten_with_path(decoder.param_shapes(config))
     groups, shapes = [], {}
     for path, leaf in leaves:
@@ -568,7 +677,8 @@ def _read_params(
         raise ValueError(
             f"load_model: the weights in {where} do not fit its settings. Parameters without a "
             f"tensor: {', '.join(empty) or 'none'}. Tensors without a use: "
-            f"{', '.join(unused) or 'none'}. Other shapes: {'; '.join(misfits) or 'none'}."
+            f"{printable(', '.join(unused), 10_000) or 'none'}. Other shapes: "
+            f"{'; '.join(misfits) or 'none'}."
         )
     params = []
     for (path, leaf), group in zip(leaves, groups, strict=True):

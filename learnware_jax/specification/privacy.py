@@ -230,7 +230,11 @@ def private_rkme(
 
 def statement(release: Release, *, epsilon: float, delta: float, features: str) -> dict[str, Any]:
     """What a header says, as `about["privacy"]`, of a specification fitted to a release: it says
-    neither the number of rows nor a residual. `features` names what was averaged."""
+    neither the number of rows nor a residual. `features` names what was averaged.
+
+    The noise's deviation is rounded up to a power of two: the exact one, 2 bound / n times what
+    epsilon and delta say, would tell n.
+    """
     return {
         "mechanism": "gaussian",
         "neighbours": "replace one row",
@@ -238,7 +242,7 @@ def statement(release: Release, *, epsilon: float, delta: float, features: str) 
         "delta": delta,
         "features": features,
         "dimension": len(release.mean),
-        "noise": release.noise,
+        "noise": 2.0 ** math.ceil(math.log2(release.noise)),
     }
 
 

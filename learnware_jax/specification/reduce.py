@@ -280,6 +280,7 @@ def _herding_points(rng, x, weights, m, kernel):
 
 _BASELINES = {"random": _random_points, "kmeans": _kmeans_points, "herding": _herding_points}
 REDUCERS = ("gauss_newton", *_BASELINES)
+PUBLISHING = ("random", "herding")  # their points are rows
 
 
 def reduce_many(
