@@ -39,7 +39,7 @@ def get_config(size="quickstart"):
             shadows={"30": 16} if smoke else {"100": 128, "1000": 64, "10000": 24},
             # Rows that are attacked, and other rows of the task that everybody has, at most.
             targets=60 if smoke else 2000,
-            others=100 if smoke else 5000,
+            others=100 if smoke else 512,
             points=(8,) if smoke else (16, 64),
             private_points=(8,) if smoke else (64,),
             reducers=("random", "gauss_newton from noise")

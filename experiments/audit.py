@@ -62,7 +62,7 @@ REDUCERS = {
     "gauss_newton from rows": dict(method="gauss_newton", start="rows"),
     "gauss_newton from noise": dict(method="gauss_newton", start="noise"),
 }
-RIDGES = (0.01, 0.1, 1.0, 10.0, 1e6)
+RIDGES = (1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1.0, 10.0, 1e6)
 # Specifications that points and texts are looked at of.
 LOOKED_AT = 4
 TOGETHER = 16  # samples that are compressed in one call
@@ -70,7 +70,7 @@ TOGETHER = 16  # samples that are compressed in one call
 SCALE = 64.0
 COLUMNS = (
     *("kind", "reducer", "n", "m", "epsilon", "quality", "auc", "tpr_at_1pct", "stranger_auc"),
-    *("stranger_tpr_at_1pct", "member_rate", "copies"),
+    *("stranger_tpr_at_1pct", "member_rate", "copies", "overlap"),
 )
 
 
@@ -194,29 +194,33 @@ def audit(kind: Kind, n: int, material: Material, config: ConfigDict) -> dict[st
         "users": users,
         "shadows": shadows,
     }
-    for attacker, (name, leakage) in found.items():
-        row |= _with_ends(f"{attacker}auc", leakage.auc)
-        row |= _with_ends(f"{attacker}tpr_at_1pct", leakage.tpr)
-        row[f"{attacker}attack"] = name
+    for attacker, strengths in found.items():
+        for measure, (name, value) in strengths.items():
+            row |= _with_ends(f"{attacker}{measure}", value)
+            row[f"{attacker}{measure}_attack"] = name
     if is_private(kind):
         bounds = privacy.leakage_bound(kind.epsilon, config.delta)
         row |= {"auc_bound": bounds[0], "tpr_bound": bounds[1]}
-    row |= look_at(kind, specs[:LOOKED_AT], member, material, n, config)
+    row |= look_at(kind, specs, views, member, material, n, config)
     row["seconds"] = time.perf_counter() - begin
     return row
 
 
-def strongest(attacks, member, seed) -> tuple[str, privacy.Leakage]:
-    """The name of the attack with the greatest AUC on one half of the specifications, and what it
-    finds in the other half."""
+def strongest(attacks, member, seed) -> dict[str, tuple[str, tuple[float, float, float]]]:
+    """For each measure the name of the attack that does best by it on one half of the
+    specifications, and what it finds in the other half."""
     half, key = len(member) // 2, jax.random.key(seed)
     scores = {name: privacy.calibrated(some, member) for name, some in attacks.items()}
-    aucs = {
-        name: privacy.leakage(key, some[:half], member[:half], draws=1).auc[0]
-        for name, some in scores.items()
-    }
-    chosen = max(aucs, key=aucs.get)
-    return chosen, privacy.leakage(key, scores[chosen][half:], member[half:])
+    found = {}
+    for measure, shown in (("auc", "auc"), ("tpr", "tpr_at_1pct")):
+
+        def strength(name, part, draws, measure=measure):
+            some = privacy.leakage(key, scores[name][part], member[part], draws=draws)
+            return getattr(some, measure)
+
+        name = max(scores, key=lambda name: strength(name, slice(half), 1)[0])
+        found[shown] = name, strength(name, slice(half, None), 1000)
+    return found
 
 
 def _with_ends(name, value):
@@ -237,46 +241,41 @@ def is_private(kind: Kind) -> bool:
     return kind.kind != "rkme" or kind.reducer == "private"
 
 
-def look_at(kind, specs, member, material, n, config):
-    """What the specifications show without statistics: points that are rows, near rows, and texts.
+def look_at(kind, specs, views, member, material, n, config):
+    """What specifications show without statistics: points that are rows, near rows, and texts.
 
     member_rate: the share of points whose nearest row of the pool is a member; 0.5 is no trace.
-    overlap: of public texts chosen to look like the specification, the share of words in common
-    with the likest member, less that with the likest row that is none.
+    nearest_member, nearest_other: the median distance of a point to its nearest row among members,
+    and among as many others. overlap: of public texts chosen to look like the specification, the
+    share of words in common with the likest member, less that with the likest row that is none.
     """
     pool, texts = material.target.rows[: 2 * n], material.target.texts[: 2 * n]
-    rates, copied, overlaps = [], [], []
     # Other texts of the attacked task are the best that a public corpus can have.
     others = slice(2 * n, 2 * n + config.others)
     corpus_texts = [*material.target.texts[others], *material.public.texts]
     corpus_rows = np.concatenate([material.target.rows[others], material.public.rows])
     corpus = kind.row_view(corpus_rows)
     words = [_words(text) for text in texts]
-    for spec, m in zip(specs, member, strict=False):
+    found = {"overlap": []}
+    for spec, view, m in list(zip(specs, views, member, strict=True))[:LOOKED_AT]:
         if has_points(kind):
             place, _ = privacy.nearest_rows(spec.z, pool)
-            rates.append(m[place].mean())
-            copied.append(len(privacy.copies(spec.z, pool[m])) / len(spec.z))
+            near = [np.median(privacy.nearest_rows(spec.z, pool[side])[1]) for side in (m, ~m)]
+            copied = len(privacy.copies(spec.z, pool[m])) / len(spec.z)
+            names = ("member_rate", "nearest_member", "nearest_other", "copies")
+            for name, value in zip(names, (m[place].mean(), *near, copied), strict=True):
+                found.setdefault(name, []).append(value)
             written, _ = privacy.nearest_rows(spec.z, corpus_rows)
         else:
-            # The mean over the specifications is what they all say: the rest is this one's.
-            written, _ = privacy.fit_weights(kind.view([spec])[0], corpus, 16)
-        overlaps.append(
-            np.mean(
-                [
-                    _likest(t, words, m) - _likest(t, words, ~m)
-                    for t in (_words(corpus_texts[i]) for i in np.unique(written))
-                ]
-            )
-        )
-    found = {"overlap": float(np.mean(overlaps)), "overlap_stderr": _stderr(overlaps)}
-    if rates:
-        found |= {
-            "member_rate": float(np.mean(rates)),
-            "member_rate_stderr": _stderr(rates),
-            "copies": float(np.mean(copied)),
-        }
-    return found
+            # What all of them say is of the task, the rest of this one's rows.
+            written, _ = privacy.fit_weights(view - views.mean(0), corpus - corpus.mean(0), 16)
+        shares = [
+            _likest(chosen, words, m) - _likest(chosen, words, ~m)
+            for chosen in (_words(corpus_texts[i]) for i in np.unique(written))
+        ]
+        found["overlap"].append(np.mean(shares))
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    return means | {f"{name}_stderr": _stderr(values) for name, values in found.items()}
 
 
 def _words(text):

@@ -4,7 +4,6 @@ Example: python -m experiments.build --config=configs/build.py:quickstart
 """
 
 import json
-import math
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -19,9 +18,11 @@ from experiments import finetune
 from experiments.common import (
     bar,
     check_kernel,
+    check_publishing,
     dock_space,
     embed_texts,
     header_of,
+    is_private,
     kernel_of,
     launch,
     made_by,
@@ -49,7 +50,7 @@ from learnware_jax.slm.evaluate import accuracy
 from learnware_jax.slm.weights import Model
 from learnware_jax.specification import kernels, privacy
 from learnware_jax.specification.header import SCHEMA, Header
-from learnware_jax.specification.reduce import PUBLISHING, reduce
+from learnware_jax.specification.reduce import reduce
 
 # What a card says because it was done or measured here; nobody's own card may claim it.
 RESERVED = ("adapter", "evaluation", "model", "training")
@@ -401,6 +402,11 @@ def specify(
         store.create_dock(config.dock, space)
     kernel, options = kernels.from_dict(space["kernel"]), reducer_options(settings)
     public = _public(encoder, space, kernel, settings) if is_private(settings) else None
+    if public is not None and adapters:
+        say(
+            "warning: specifications are private, and the adapters beside them are not: who has an "
+            "adapter can ask it for its texts."
+        )
     with bar("specifications", len(jobs)) as advance:
         for (id, job), x in zip(jobs.items(), rows, strict=True):
             key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(id.encode()))
@@ -414,43 +420,6 @@ def specify(
             learnware = store.Learnware(id, job.card, spec, header)
             index.add(config.dock, learnware, adapter=adapters.get(id))
             advance(1)
-
-
-def is_private(settings: ConfigDict) -> bool:
-    """Whether specifications are to be differentially private."""
-    return math.isfinite(float(settings.privacy.epsilon))
-
-
-def check_publishing(settings: ConfigDict) -> None:
-    """ValueError for a reducer that publishes rows and was not allowed to by name, and for privacy
-    that cannot be had; a warning for one that was."""
-    named, private = settings.publish_rows, settings.privacy
-    if named not in ("", settings.reducer):
-        raise ValueError(
-            f"build: got publish_rows={named!r} and reducer={settings.reducer!r}; want the "
-            "reducer's name, or nothing."
-        )
-    try:
-        privacy.gaussian_noise(float(private.epsilon), private.delta)
-    except ValueError as error:
-        raise ValueError(f"build: privacy: {error}") from error
-    if is_private(settings):
-        if settings.kernel.name != "linear" and settings.kernel.gamma == "median":
-            raise ValueError(
-                "build: a kernel.gamma of 'median' is taken from the texts themselves, and is not "
-                "private; give a number."
-            )
-    elif settings.reducer in PUBLISHING and not named:
-        raise ValueError(
-            f"build: the reducer {settings.reducer!r} publishes embeddings of the texts as they "
-            "are, from which texts can be found again; use gauss_newton, or say --config."
-            f"specification.publish_rows={settings.reducer} if everybody may know the texts."
-        )
-    elif named:
-        say(
-            f"warning: {named} publishes embeddings of the texts as they are; whoever has a text "
-            "can see whether it is among them."
-        )
 
 
 def _refuse_copies(id, spec, x, settings):

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import logging as python_logging
+import math
 import os
 import sys
 import time
@@ -27,9 +28,9 @@ from safetensors.numpy import save
 from learnware_jax.dock import index, store
 from learnware_jax.dock.materials import cache_dir, fetch
 from learnware_jax.slm.encoder import Encoder, embed, load_encoder
-from learnware_jax.specification import kernels
+from learnware_jax.specification import kernels, privacy
 from learnware_jax.specification.header import SCHEMA, Header
-from learnware_jax.specification.reduce import Reduced
+from learnware_jax.specification.reduce import PUBLISHING, Reduced
 
 BAD_INPUT = (
     2  # exit status for what the user can mend; anything else is a bug and shows a traceback
@@ -226,6 +227,43 @@ def dock_space(path: str, settings: ConfigDict) -> tuple[dict[str, Any], Encoder
 def check_kernel(settings: ConfigDict) -> None:
     """ValueError for what `kernel_of` would refuse, before there are embedded texts."""
     kernel_of(settings, 0, np.array([[0.0], [1.0]]))
+
+
+def is_private(settings: ConfigDict) -> bool:
+    """Whether specifications are to be differentially private."""
+    return math.isfinite(float(settings.privacy.epsilon))
+
+
+def check_publishing(settings: ConfigDict) -> None:
+    """ValueError for a reducer that publishes rows and was not allowed to by name, and for privacy
+    that cannot be had; a warning for one that was."""
+    named, private = settings.publish_rows, settings.privacy
+    if named not in ("", settings.reducer):
+        raise ValueError(
+            f"specification: got publish_rows={named!r} and reducer={settings.reducer!r}; want the "
+            "reducer's name, or nothing."
+        )
+    try:
+        privacy.gaussian_noise(float(private.epsilon), private.delta)
+    except ValueError as error:
+        raise ValueError(f"specification.privacy: {error}") from error
+    if is_private(settings):
+        if settings.kernel.name != "linear" and settings.kernel.gamma == "median":
+            raise ValueError(
+                "specification: a kernel.gamma of 'median' is taken from the texts themselves, and "
+                "is not private; give a number."
+            )
+    elif settings.reducer in PUBLISHING and not named:
+        raise ValueError(
+            f"specification: the reducer {settings.reducer!r} publishes embeddings of the texts as "
+            "they are, from which texts can be found again; use gauss_newton, or say --config."
+            f"specification.publish_rows={settings.reducer} if everybody may know the texts."
+        )
+    elif named:
+        say(
+            f"warning: {named} publishes embeddings of the texts as they are; whoever has a text "
+            "can see whether it is among them."
+        )
 
 
 def kernel_of(settings: ConfigDict, seed: int, x: np.ndarray) -> kernels.Kernel:

@@ -227,7 +227,7 @@ def honest_of(dock: OpenDock, reference: Reference, config: ConfigDict) -> list[
         examples = examples_of(one.id, "train", config.vector_rows)
         vector = vector_of(f"learnware-{one.id}", examples, reference, config)
         card = f"{one.card['name']} {one.card['domain']} {one.card['description']}"
-        found.append(Published(one.id, one.spec, one.header.about["n"], card, vector))
+        found.append(Published(one.id, one.spec, one.header.about.get("n", 1), card, vector))
     return found
 
 

@@ -23,8 +23,10 @@ from ml_collections import ConfigDict
 from experiments.common import (
     bar,
     check_kernel,
+    check_publishing,
     dock_space,
     header_of,
+    is_private,
     kernel_of,
     launch,
     open_encoder,
@@ -67,6 +69,12 @@ def run(config: ConfigDict) -> dict:
             f"{config.specification.points}; want at least 1 of each."
         )
     check_kernel(config.specification.kernel)
+    check_publishing(config.specification)
+    if is_private(config.specification):
+        raise ValueError(
+            "specify: got a number for specification.privacy.epsilon, and makes no private "
+            "specifications; experiments.build does, also without an adapter."
+        )
     source = open_source(config.data, config.column)
     if config.dock:
         space, encoder = dock_space(config.dock, config.specification)

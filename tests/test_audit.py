@@ -10,7 +10,8 @@ import pytest
 from configs import audit as audit_config
 from configs import build as build_config
 from configs import select as select_config
-from experiments import audit, build
+from configs import specify as specify_config
+from experiments import audit, build, specify
 from experiments.common import dock_space, embed_texts
 from experiments.ranking import open_dock
 from learnware_jax.dock import index, store
@@ -192,15 +193,33 @@ def test_a_bandwidth_from_private_texts_is_refused(small):
         build.run(small)
 
 
+def test_specify_refuses_what_it_cannot_keep(tmp_path):
+    config = specify_config.get_config("smoke")
+    config.workdir, config.specification.privacy.epsilon = str(tmp_path / "w"), "1"
+    with pytest.raises(ValueError, match="makes no private specifications"):
+        specify.run(config)
+    config.specification.privacy.epsilon, config.specification.reducer = "inf", "herding"
+    with pytest.raises(ValueError, match="publish_rows=herding"):
+        specify.run(config)
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.parametrize("epsilon", ["0", "-1", "nan"])
 def test_an_impossible_epsilon_is_refused(small, epsilon):
     small.specification.privacy.epsilon = epsilon
-    with pytest.raises(ValueError, match=r"build: privacy: .* want epsilon above 0"):
+    with pytest.raises(ValueError, match=r"specification\.privacy: .* want epsilon above 0"):
         build.run(small)
     assert not Path(small.dock).exists()
 
 
 # ---- headers
+
+
+SAID = {"mechanism": "gaussian", "dimension": 3, "noise": 1.0, "epsilon": 1.0, "delta": 0.1}
+LIES = (
+    *({"dimension": 0}, {"dimension": 2**40}, {"dimension": 3.0}, {"noise": -1.0}, {"noise": 0.0}),
+    *({"noise": 1e200}, {"epsilon": 0.0}, {"delta": 2.0}, {"mechanism": None}),
+)
 
 
 def private_header(**said):
@@ -225,15 +244,14 @@ def test_a_private_header_is_kept_and_counts_as_one_row(tmp_path):
     [
         {"n": 10},
         {"residual": 0.1},
-        {"privacy": {"dimension": 0, "noise": 1.0}},
-        {"privacy": {"dimension": 3, "noise": -1.0}},
+        *({"privacy": SAID | lie} for lie in LIES),
         {"privacy": {"noise": 1.0}},
         {"privacy": "yes"},
     ],
 )
 def test_headers_that_say_too_much_or_nothing_are_refused(tmp_path, about):
     header = private_header()
-    with pytest.raises(ValueError, match="want the mechanism's dimension"):
+    with pytest.raises(ValueError, match="want the mechanism and its dimension"):
         store.write_spec(
             tmp_path / "a.safetensors", SPEC, header._replace(about=header.about | about)
         )

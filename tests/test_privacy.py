@@ -292,6 +292,56 @@ def test_gradients_are_clipped_and_noised_by_the_sensitivity(monkeypatch):
     privacy.private_fit.clear_cache()
 
 
+def test_a_gradient_that_is_not_finite_counts_as_zero(monkeypatch):
+    """Alone it would show in every number of the fit."""
+    monkeypatch.setattr(privacy, "optimiser", lambda settings: optax.sgd(1.0))
+    privacy.private_fit.clear_cache()
+    gradients, _ = linear(4)
+    gradients[2, 0, 0, 0] = np.inf
+    loss = pave.linear_loss(jnp.asarray(gradients), np.ones(4, np.float32))
+    settings = SETTINGS._replace(steps=1, batch=4, pull=0.0)
+    found = privacy.private_fit(
+        *(jax.random.key(0), loss, jnp.zeros((2, 3, 4)), jnp.arange(4)),
+        settings=settings,
+        bound=1e6,
+        noise=0.0,
+    ).change
+    assert_allclose(found, -gradients[[0, 1, 3]].sum(0) / 4, rtol=1e-5)
+    privacy.private_fit.clear_cache()
+
+
+def test_noise_and_batches_have_keys_of_their_own(monkeypatch):
+    seen = {}
+    true = optax.contrib.differentially_private_aggregate
+    monkeypatch.setattr(
+        optax.contrib,
+        "differentially_private_aggregate",
+        lambda bound, noise, key: seen.setdefault("noise", key) is None or true(bound, noise, key),
+    )
+    choice = jax.random.choice
+    monkeypatch.setattr(
+        jax.random,
+        "choice",
+        lambda key, *a, **k: seen.setdefault("batch", key) is None or choice(key, *a, **k),
+    )
+    split = jax.random.split
+    parents = []
+    monkeypatch.setattr(jax.random, "split", lambda key, *a: parents.append(key) or split(key, *a))
+    privacy.private_fit.clear_cache()
+    _, loss = linear(4)
+    with jax.disable_jit():
+        privacy.private_fit(
+            *(jax.random.key(0), loss, jnp.zeros((2, 3, 4)), jnp.arange(4)),
+            settings=SETTINGS._replace(steps=1, batch=2),
+            bound=1.0,
+            noise=1.0,
+        )
+    data = [tuple(np.asarray(jax.random.key_data(key)).ravel().tolist()) for key in parents]
+    # The given key, the noise's and the batches' are split once each.
+    assert len(set(data)) == len(data)
+    privacy.private_fit.clear_cache()
+
+
 # ---- attacks
 
 

@@ -365,7 +365,8 @@ def _own_record(
     facts = [
         {"kind": h.kind}
         | {part: h.space.get(part) for part in ("dimension", "kernel")}
-        | {part: h.about.get(part) for part in ("points", "n")}
+        # A private specification says no n; the package's files want one.
+        | {"points": h.about.get("points"), "n": h.about.get("n", 1)}
         for h in (header, plain)
     ]
     if facts[0] != facts[1]:

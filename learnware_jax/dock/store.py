@@ -578,22 +578,31 @@ def _check_header(header: Header, shapes: dict[str, list[int]], *, where: str) -
         )
     n, residual = header.about.get("n"), header.about.get("residual")
     if "privacy" in header.about:
-        said = header.about["privacy"]
-        said = said if isinstance(said, dict) else {}
-        dimension, noise = said.get("dimension"), said.get("noise")
-        plain = type(dimension) is int and dimension > 0 and type(noise) in (int, float)
-        if not plain or noise < 0 or n is not None or residual is not None:
-            raise ValueError(
-                f"{where}: the header says privacy = {header.about['privacy']!r}, n = {n!r} and "
-                f"residual = {residual!r}; want the mechanism's dimension (at least 1) and noise "
-                "(at least 0), and neither n nor residual, which would tell of the rows."
-            )
+        _check_privacy(header.about["privacy"], n, residual, where=where)
         return
     if type(n) is not int or n < 1 or type(residual) not in (int, float):
         raise ValueError(
             f"{where}: the header says n = {n!r} and residual = {residual!r}; want the number of "
             "independent samples that the embedding averages over (texts for an RKME, random seeds "
             "for a parameter vector; an integer, at least 1) and the squared MMD to all of them."
+        )
+
+
+def _check_privacy(said: Any, n: Any, residual: Any, *, where: str) -> None:
+    fields = said if isinstance(said, dict) else {}
+    ranges = {"dimension": 2**24, "noise": 1e9, "epsilon": 1e9, "delta": 1.0}
+
+    def inside(name, most):
+        value = fields.get(name)
+        return type(value) in (int, float) and 0 < value <= most
+
+    right = all(inside(name, most) for name, most in ranges.items())
+    right &= type(fields.get("dimension")) is int and isinstance(fields.get("mechanism"), str)
+    if not right or n is not None or residual is not None:
+        raise ValueError(
+            f"{where}: the header says privacy = {said!r}, n = {n!r} and residual = {residual!r}; "
+            "want the mechanism and its dimension, noise, epsilon and delta, all above 0, and "
+            "neither n nor residual, which would tell of the rows."
         )
 
 
