@@ -54,6 +54,7 @@ from learnware_jax.selection.ranking import cross_deficits, distances
 from learnware_jax.slm.decoder import Adapter, forward, logits
 from learnware_jax.slm.weights import Model
 from learnware_jax.specification import pave
+from learnware_jax.specification.header import believed_rows
 from learnware_jax.specification.kernels import Kernel, gram
 from learnware_jax.specification.reduce import reduce
 from learnware_jax.specification.rkme import RKME, from_rows
@@ -265,19 +266,21 @@ def scores_of(
     rounding must not part a copy from its original.
     """
     specs = [one.spec for one in dock]
-    pool = build_pool(
-        specs,
-        kernel,
-        ids=[str(i) for i in range(len(dock))],
-        n=[one.n for one in dock],
-        residual=[0.0] * len(dock),
-    )
-    rows = [from_rows(user.x) for user in users]
+
+    def pool_of(n):
+        ids = [str(i) for i in range(len(dock))]
+        return build_pool(specs, kernel, ids=ids, n=n, residual=[0.0] * len(dock))
+
+    pool = pool_of([one.n for one in dock])
+    believed = pool_of([believed_rows(one.n, len(one.spec.beta)) for one in dock])
+    rows, sizes = [from_rows(user.x) for user in users], [len(user.x) for user in users]
     given = np.stack([user.vector for user in users])
     vectors = np.stack([one.vector for one in dock])
     center = vectors.mean(0)
     found = {
-        "mmd, unbiased": -distances(rows, pool, n=[len(user.x) for user in users]),
+        "mmd, unbiased": -distances(rows, pool, n=sizes),
+        # As experiments.select and search rank a dock.
+        "mmd, guarded": -distances(rows, believed, n=sizes),
         "mmd, biased": 2 * cross_deficits(rows, pool) - biased_self_terms(pool),
         "mixture": np.stack([_weights(one, pool, mixture) for one in rows]),
         "cosine": cosines(_means(rows), _means(specs)),

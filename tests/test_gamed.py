@@ -76,6 +76,7 @@ def test_a_lie_about_rows_wins_the_unbiased_distance_alone(users, honest, attack
     assert attacks["hub, few rows"][0].n == 2
     won = first_of(users, honest, attacks["hub, few rows"])
     assert won["mmd, unbiased"].tolist() == [1, 1, 1]
+    assert won["mmd, guarded"].tolist() == [0, 0, 0]
     for method in ("mmd, biased", "energy", "cosine", "mixture"):
         assert won[method].tolist() == [0, 0, 0], method
     # With its true number of rows the same specification wins nobody.

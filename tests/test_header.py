@@ -11,6 +11,7 @@ from learnware_jax.specification.header import (
     IncompatibleSpecifications,
     check_same_space,
     from_json,
+    size_and_residual,
     to_json,
 )
 
@@ -142,3 +143,14 @@ def test_differences_are_named(other, message):
         check_same_space(HEADER, other, what="rank: user and dock")
     with pytest.raises(IncompatibleSpecifications):
         check_same_space(other, HEADER, what="rank: user and dock")
+
+
+@pytest.mark.parametrize(
+    ("n", "points", "believed"),
+    [(2, 2, 1), (31, 4, 1), (32, 32, 32), (40, 41, 1), (40, 40, 40), (1, 1, 1), (10**6, 64, 10**6)],
+)
+def test_few_rows_and_fewer_than_points_are_not_believed(n, points, believed):
+    about = {"n": n, "points": points, "residual": 0.25}
+    assert size_and_residual(Header(SCHEMA, "rkme", {}, about)) == (believed, 0.25)
+    # Of a vector, rows are random seeds, and there are few.
+    assert size_and_residual(Header(SCHEMA, "pave", {}, about)) == (n, 0.25)

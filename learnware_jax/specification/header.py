@@ -64,20 +64,29 @@ def check_same_space(a: Header, b: Header, *, what: str) -> None:
         )
 
 
-def size_and_residual(header: Header) -> tuple[int, float]:
-    """n and residual of a learnware's specification, as ranking counts them.
+def believed_rows(n: int, points: int) -> int:
+    """The rows that an RKME is believed to stand for: n, or 1 if that is less than FEWEST_ROWS, or
+    than it has points.
 
-    Unbiased distances believe n: of an RKME that says it has 2 rows they double the own term, which
-    draws every user to it. One that says fewer than FEWEST_ROWS, or fewer than it has points,
-    counts as made of one row: its own term stays as it is, and its interval is the widest. So does
-    a private one (`about["privacy"]`, see `privacy.statement`), which says neither n nor residual;
-    its residual is at least the squared length that its noise has on average.
+    Unbiased distances depend on n: of an RKME that says it has 2 rows they double the own term,
+    which draws every user to it. Of one that counts as made of one row the own term stays as it is,
+    and the interval is the widest.
+    """
+    return n if n >= max(FEWEST_ROWS, points) else 1
+
+
+def size_and_residual(header: Header) -> tuple[int, float]:
+    """n (see `believed_rows`) and residual of a learnware's specification, as ranking counts them.
+
+    A private specification (`about["privacy"]`, see `privacy.statement`) says neither. It counts as
+    made of one row; its residual is at least the squared length that its noise has on average.
     """
     about = header.about
     if "privacy" in about:
         return 1, about["privacy"]["dimension"] * about["privacy"]["noise"] ** 2
-    doubtful = header.kind == "rkme" and about["n"] < max(FEWEST_ROWS, about["points"])
-    return 1 if doubtful else about["n"], about["residual"]
+    if header.kind != "rkme":
+        return about["n"], about["residual"]
+    return believed_rows(about["n"], about["points"]), about["residual"]
 
 
 def dump_json(value: Any, *, where: str, indent: int | None = None) -> str:
