@@ -37,7 +37,7 @@ from experiments.common import bar, launch, say, write_json
 from experiments.models import RANDOM_TINY, describe, open_model, template_of
 from learnware_jax.dock import index, materials, store
 from learnware_jax.slm import lora
-from learnware_jax.slm.finetune import init_state, load_checkpoint
+from learnware_jax.slm.finetune import MANIFEST, init_state, load_checkpoint
 from learnware_jax.specification.header import SCHEMA, Header
 from learnware_jax.specification.rkme import RKME
 
@@ -468,7 +468,8 @@ def _check_finetune(folder: Path, whole: Path, events: list[str]) -> list[str]:
     problems = [id for id in found if found[id] != wanted[id]]
     for home in (whole / "work").glob("*/checkpoints"):
         own = folder / "work" / home.parent.name / "checkpoints"
-        steps = [step for step in (2, 4) if _renamed(events, f"checkpoints/{step}")]
+        # A checkpoint counts from its manifest on.
+        steps = [s for s in (2, 4) if MANIFEST in _renamed(events, f"checkpoints/{s}")]
         kept = _checkpoint(own)
         if steps and (kept is None or int(kept[0]) < max(steps)):
             problems.append(f"checkpoint {max(steps)} of {home.parent.name}")

@@ -151,6 +151,6 @@ def test_differences_are_named(other, message):
 )
 def test_few_rows_and_fewer_than_points_are_not_believed(n, points, believed):
     about = {"n": n, "points": points, "residual": 0.25}
-    assert size_and_residual(Header(SCHEMA, "rkme", {}, about)) == (believed, 0.25)
+    assert size_and_residual(Header(1, "rkme", {}, about)) == (believed, 0.25)
     # Of a vector, rows are random seeds, and there are few.
-    assert size_and_residual(Header(SCHEMA, "pave", {}, about)) == (n, 0.25)
+    assert size_and_residual(Header(1, "pave", {}, about)) == (n, 0.25)
