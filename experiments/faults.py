@@ -614,6 +614,7 @@ def specify_settings(folder: Path) -> ConfigDict:
     config = specify_config.get_config("smoke")
     config.workdir, config.data = str(folder / "work"), str(folder / "rows.npy")
     config.specification.reducer, config.specification.encoder = "random", ENCODER
+    config.specification.publish_rows = "random"
     config.capacity, config.anchors, config.piece, config.save_seconds = 1_600, 8, 300, 0.0
     return config
 

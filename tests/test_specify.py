@@ -35,6 +35,7 @@ def small(tmp_path, data, **changes):
     config = specify_config.get_config("smoke").lock()
     config.workdir, config.data = str(tmp_path / "work"), str(data)
     config.specification.reducer = "random"  # so that nothing is compiled
+    config.specification.publish_rows = "random"
     config.anchors, config.capacity, config.piece = 8, CAPACITY, 16
     for name, value in changes.items():
         config[name] = value
@@ -79,6 +80,7 @@ def test_texts_give_what_compression_at_once_gives(tmp_path):
     (tmp_path / "mine.txt").write_text("\n".join(TEXTS))
     config = small(tmp_path, tmp_path / "mine.txt", piece=100)
     config.specification.reducer = "gauss_newton"
+    config.specification.publish_rows = ""
     output = specify.run(config)
     encoder = open_encoder(config.specification)
     x = embed(encoder, TEXTS, max_tokens=config.specification.max_tokens)
@@ -164,6 +166,7 @@ def test_columns_are_chosen_once_or_named(tmp_path, cheap):
 def test_embedded_rows_from_a_file(tmp_path, rows_file, x):
     config = small(tmp_path, rows_file, piece=300)
     config.specification.reducer = "gauss_newton"
+    config.specification.publish_rows = ""
     output = specify.run(config)
     spec, header = made(tmp_path)
     assert output["n"] == header.about["n"] == ROWS
