@@ -25,7 +25,7 @@ test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m learnware_jax.dock.materials
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 bench: venv
 	$(BIN)/python -m experiments.bench_reduce --config=configs/bench_reduce.py

@@ -41,7 +41,7 @@ def get_config(size="full"):
                 # (rows of the user, replicates), ...
                 whole=((16, 12), (64, 6))
                 if smoke
-                else (*((n, 300) for n in (16, 64, 256)), (1000, 60)),
+                else tuple((n, 1000) for n in (16, 64, 256, 1000)),
                 reduced=((16, 4),) if smoke else tuple((n, 40) for n in (16, 64, 256)),
                 learnware_rows=(16, 64) if smoke else (16, 200),
             ),
