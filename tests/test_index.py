@@ -1,9 +1,7 @@
 """The index of a dock: rows that equal the dock's, whatever was changed, killed, copied or damaged
 in between; and that opening it reads no rows."""
 
-import builtins
 import contextlib
-import errno
 import json
 import multiprocessing
 import os
@@ -18,6 +16,7 @@ import jax
 import numpy as np
 import oracle
 import pytest
+from disk import fail_calls
 from numpy.testing import assert_allclose, assert_array_equal
 
 from learnware_jax.dock import index, store
@@ -552,25 +551,6 @@ def test_files_of_no_index_go_and_files_of_others_stay(dock):
     (folder / ".landmarks.01234567.safetensors.0123abcd").touch()
     index.add(dock, version("e", 5))
     assert {file.name for file in folder.iterdir()} == kept
-
-
-def fail_calls(patch: pytest.MonkeyPatch, failing) -> list[str]:
-    """Let the calls whose numbers are in `failing` fail; the list returned grows with each call."""
-    calls = []
-
-    def fail_or(real):
-        def call(*args, **kwargs):
-            calls.append(real.__name__)
-            if len(calls) - 1 in failing:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir"):
-        patch.setattr(os, name, fail_or(getattr(os, name)))
-    patch.setattr(builtins, "open", fail_or(open))
-    return calls
 
 
 OPERATIONS = {

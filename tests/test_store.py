@@ -1,8 +1,6 @@
 """The dock on disk: bit-exact round trips, killed writers, full disks, and files that lie."""
 
-import builtins
 import contextlib
-import errno
 import hashlib
 import json
 import multiprocessing
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from disk import fail_calls
 
 from learnware_jax.dock import store
 from learnware_jax.dock.store import Learnware
@@ -158,25 +157,6 @@ def numbers(dock: Path) -> dict[str, int]:
     for learnware in learnwares:
         assert bits(learnware) == bits(version(learnware.id, learnware.card["number"]))
     return {learnware.id: learnware.card["number"] for learnware in learnwares}
-
-
-def fail_calls(patch: pytest.MonkeyPatch, failing) -> list[str]:
-    """Let the calls whose numbers are in `failing` fail; the list returned grows with each call."""
-    made = []
-
-    def fail_or(real):
-        def call(*args, **kwargs):
-            made.append(real.__name__)
-            if len(made) - 1 in failing:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir"):
-        patch.setattr(os, name, fail_or(getattr(os, name)))
-    patch.setattr(builtins, "open", fail_or(open))
-    return made
 
 
 @pytest.mark.parametrize("later", ["later calls work", "later calls fail"])
