@@ -1,5 +1,6 @@
 # make demo   set everything up, select learnwares for real tasks, and use them
-# make test   lint, types of shapes, and all tests
+# make test   lint, types, and all tests
+# make docs   the documentation as a site: site/index.html
 # make bench  the benchmarks that README quotes; beside peers after pip install ".[bench,parity]"
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed
 # training takes three quarters of the time on Linux.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: venv demo test bench
+.PHONY: venv demo test docs bench
 venv: $(STAMP)
 
 $(STAMP): setup.py pyproject.toml
@@ -24,8 +25,12 @@ demo: venv
 test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 	$(BIN)/python -m learnware_jax.dock.materials
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
+
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: venv
 	$(BIN)/python -m experiments.bench_reduce --config=configs/bench_reduce.py

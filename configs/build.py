@@ -1,4 +1,4 @@
-"""A dock of learnwares.
+r"""A dock of learnwares.
 
 python -m experiments.build --config=configs/build.py:quickstart   14 models, fine-tuned on
     SmolLM2-135M: 40 min on 2 cores. docks/quickstart, which this makes, comes with the repository;
@@ -8,6 +8,7 @@ python -m experiments.build --config=configs/build.py:catalogue    36 tasks as s
 python -m experiments.build --config=configs/build.py:smoke        6 specifications, 15 s
 python -m experiments.build --config=configs/build.py:own --config.dock=DOCK \
     --config.learnware.id=my-model --config.learnware.domain=finance --config.learnware.data=FILE
+    One learnware, of some dozen texts: 10 s.
 python -m experiments.build --config=configs/build.py:own --config.dock=DOCK \
     --config.adapters=FOLDER
 

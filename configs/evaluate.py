@@ -1,4 +1,4 @@
-"""Does the selected model do a task better than the base model?
+r"""Does the selected model do a task better than the base model?
 
 python -m experiments.evaluate --config=configs/evaluate.py:quickstart
     19 tasks, 14 of which a learnware was trained for, by all 14 learnwares: 11 min on 2 cores.

@@ -1,7 +1,9 @@
 """Programs killed (SIGKILL) while they work.
 
-python -m experiments.faults --config=configs/faults.py         200 kills
-python -m experiments.faults --config=configs/faults.py:smoke   10 kills
+python -m experiments.faults --config=configs/faults.py
+    200 kills: 20 min on 2 busy cores.
+python -m experiments.faults --config=configs/faults.py:smoke
+    10 kills: 40 s.
 
 Five programs at small sizes: a build of three learnwares, fine-tuning of two adapters with
 checkpoints, a dock and its index that change, a download, a specification in pieces. Half of the

@@ -1,11 +1,13 @@
-"""Fine-tuning of low-rank adapters.
+r"""Fine-tuning of low-rank adapters.
 
 python -m experiments.finetune --config=configs/finetune.py:quickstart   14 tasks on SmolLM2-135M
 python -m experiments.finetune --config=configs/finetune.py:mine --config.data.mine.source=FILE \
     --config.data.mine.text=question --config.data.mine.answer=answer    your own data
 python -m experiments.finetune --config=configs/finetune.py:qwen2.5-7b --config.plan=true
-python -m experiments.finetune --config=configs/finetune.py:llama3.1-8b  at the scale of the paper
-python -m experiments.finetune --config=configs/finetune.py:qwen2.5-0.5b the PAVE papers' model
+python -m experiments.finetune --config=configs/finetune.py:llama3.1-8b  at the scale of the paper;
+    never run, for want of such machines
+python -m experiments.finetune --config=configs/finetune.py:qwen2.5-0.5b
+    The PAVE papers' model. Never run: no hub was at hand.
 python -m experiments.finetune --config=configs/finetune.py:smoke        2 tasks, 4 steps, 30 s
 
 Adapters are written to WORKDIR/ID/adapter as PEFT writes them. A run that was stopped goes on from

@@ -7,6 +7,11 @@ users.
 Example: python -m experiments.audit --config=configs/audit.py:quickstart
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("audit")
+
 import hashlib
 import itertools
 import json
@@ -28,15 +33,15 @@ from experiments.common import (
     bar,
     embed_texts,
     kernel_of,
-    launch,
+    named,
     open_encoder,
     say,
     space_of,
     write_json,
 )
-from experiments.figures import plot_audit
 from experiments.models import open_model
 from experiments.vectors import Reference, batches_of, open_reference, texts_of
+from learnware_jax import figures
 from learnware_jax.dock.store import write_file
 from learnware_jax.dock.tasks import load_task
 from learnware_jax.selection.baselines import mean_cosine
@@ -103,6 +108,19 @@ class Kind(NamedTuple):
     rank: Callable[[np.ndarray, Sequence[RKME], Sequence[int]], np.ndarray]  # scores of users
 
 
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    check(config)
+    dock = [task.name for task in tasks_of(config.dock)]
+    attacked = tasks_of([config.target])[0].name
+    following = "select --config=configs/select.py:quickstart --config.user.data=FILE"
+    return {
+        "attacks": f"specifications of {attacked}, of {', '.join(config.shadows)} texts",
+        "dock": named(dock),
+        "next": following,
+    }
+
+
 def run(config: ConfigDict) -> dict:
     """Attack and rank every kind; returns what it writes to workdir/audit.json."""
     check(config)
@@ -119,7 +137,7 @@ def run(config: ConfigDict) -> dict:
     write_json(workdir / "audit.json", output)
     write_json(workdir / "config.json", config.to_dict())
     (workdir / "audit.md").write_text("\n".join(["# Audit", "", *table(rows)]) + "\n")
-    plot_audit(workdir / "audit.png", rows)
+    figures.save(figures.privacy_utility(rows), workdir / "audit")
     print("\n".join(table(rows)))
     for name in ("audit.json", "audit.md", "audit.png"):
         print(workdir / name)
@@ -610,7 +628,3 @@ def pave_kind(epsilon, short, bound, fit, layers, config) -> Kind:
         return short(single_rows(specs))
 
     return Kind("pave", "dp_sgd", None, epsilon, make, view, short, rank)
-
-
-if __name__ == "__main__":
-    launch(run)

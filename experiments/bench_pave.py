@@ -3,6 +3,11 @@
 Example: python -m experiments.bench_pave --config=configs/bench_pave.py:smoke
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("bench_pave")
+
 import functools
 import importlib.util
 import os
@@ -17,9 +22,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.bench_slm import cores, torch_way
-from experiments.common import launch, say, write_json
+from experiments.common import say, write_json
 from experiments.models import open_model
 from experiments.vectors import Reference, batches_of, open_reference, row_gradients
+from learnware_jax import figures
 from learnware_jax.selection.pool import Pool, build_pool
 from learnware_jax.selection.ranking import distances
 from learnware_jax.slm.decoder import init_params
@@ -39,6 +45,16 @@ SUM = "XLA: sum of all numbers"
 SKETCHED = "ours: sketches, then the best exactly"
 
 
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words."""
+    model = "a random model" if config.model.sizes.to_dict() else config.model.name
+    return {
+        "vectors": f"of {config.vectors.tasks} tasks, {config.vectors.rows} rows each, by {model}",
+        "ranking": f"{config.ranking.learnwares:,} vectors of {config.ranking.dimension:,} numbers",
+        "next": "bench_slm --config=configs/bench_slm.py:smoke",
+    }
+
+
 def run(config: ConfigDict) -> dict:
     """Measure everything; tables are printed as they come and written to workdir/results.json."""
     file, device = Path(config.workdir) / "results.json", jax.devices()[0]
@@ -52,8 +68,20 @@ def run(config: ConfigDict) -> dict:
     for name, part in (("vectors", make_vectors), ("ranking", rank_vectors)):
         output[name] = part(config) | {"load": os.getloadavg()[0]}
         write_json(file, output)
+    for name, field in (("vectors", "vectors_a_minute"), ("ranking", "ms_a_user")):
+        print(figures.save(draw(output[name]["ways"], field), file.with_name(name))[0])
     print(file)
     return output
+
+
+def draw(ways: list[dict], field: str):
+    """A figure of all ways: the median, the least and the greatest of rounds."""
+    marks = [
+        figures.Dot(way["way"], *(way[field][end] for end in ("median", "low", "high")))
+        for way in ways
+    ]
+    label = {"vectors_a_minute": "vectors a minute", "ms_a_user": "milliseconds a user"}[field]
+    return figures.dots([("", marks)], label=label)
 
 
 def in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
@@ -504,7 +532,3 @@ def _print_ranking(output, given, top):
         f"alone, {sketch['recall']:.3f} with the best {sketch['candidates']} ranked exactly",
         flush=True,
     )
-
-
-if __name__ == "__main__":
-    launch(run)

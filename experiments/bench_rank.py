@@ -3,6 +3,11 @@
 Example: python -m experiments.bench_rank --config=configs/bench_rank.py:bar
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("bench_rank")
+
 import time
 from pathlib import Path
 
@@ -11,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.common import launch, say, write_json
+from experiments.common import say, write_json
+from learnware_jax import figures
 from learnware_jax.selection.pool import build_pool
 from learnware_jax.selection.ranking import distances
 from learnware_jax.specification.kernels import Gaussian
@@ -47,6 +53,16 @@ def reference(user: RKME, specs: list[RKME], gamma: float) -> np.ndarray:
 
     user_own = own(user)
     return np.array([user_own + own(spec) - 2 * embed(user, spec) for spec in specs])
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words."""
+    return {
+        "pools": ", ".join(f"{count:,}" for count in config.pools)
+        + f" specifications of {config.points} points",
+        "mixture": f"of {config.mixture:,}",
+        "next": "bench_scale --config=configs/bench_scale.py:smoke",
+    }
 
 
 def run(config: ConfigDict) -> dict:
@@ -106,8 +122,21 @@ def run(config: ConfigDict) -> dict:
             write_json(workdir / "results.json", output)
     output["mixture"] = _mixture(rng, config)
     write_json(workdir / "results.json", output)
+    print(figures.save(draw(output["rows"]), workdir / "speed")[0])
     print(workdir / "results.json")
     return output
+
+
+def draw(rows: list[dict]):
+    """A figure of milliseconds a user against the number of learnwares."""
+    curves = []
+    for users in dict.fromkeys(row["users"] for row in rows):
+        some = [row for row in rows if row["users"] == users]
+        x, y = [row["pool"] for row in some], [row["ms_per_query"] for row in some]
+        curves.append(figures.Curve(f"{users} at once" if users > 1 else "a user alone", x, y))
+    return figures.scaling(
+        {"milliseconds a user": curves}, x_label="learnwares in the pool", linear=True
+    )
 
 
 def _mixture(rng, config):
@@ -139,7 +168,3 @@ def _mixture(rng, config):
         "gap": float(solution.gap),
         "iterations": int(solution.iterations),
     }
-
-
-if __name__ == "__main__":
-    launch(run)

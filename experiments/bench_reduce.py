@@ -3,6 +3,11 @@
 Example: python -m experiments.bench_reduce --config=configs/bench_reduce.py:bar
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("bench_reduce")
+
 import importlib.util
 import resource
 import sys
@@ -14,7 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.build import tasks_of
-from experiments.common import embed_texts, launch, open_encoder, say, space_of, write_json
+from experiments.common import embed_texts, named, open_encoder, say, space_of, write_json
+from learnware_jax import figures
 from learnware_jax.dock.tasks import load_task
 from learnware_jax.dock.texts import sample
 from learnware_jax.specification import kernels
@@ -140,15 +146,31 @@ def _streamed(config: ConfigDict, workdir: Path) -> dict:
     }
 
 
-def run(config: ConfigDict) -> dict:
-    """Measure every cell; rows are printed as they come and written to workdir/results.json."""
-    workdir = Path(config.workdir)
+def check(config: ConfigDict) -> set[str]:
+    """The methods that are not installed; ValueError for unknown ones."""
+    tasks_of(config.tasks)
     unknown = set(config.methods) - set(OURS) - set(PEERS)
     if unknown:
         raise ValueError(
             f"bench_reduce: unknown methods {sorted(unknown)}; want {[*OURS, *PEERS]}."
         )
-    absent = {m for m in config.methods if m in PEERS and importlib.util.find_spec(m) is None}
+    return {m for m in config.methods if m in PEERS and importlib.util.find_spec(m) is None}
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    absent = check(config)
+    measured = [method for method in config.methods if method not in absent]
+    return {
+        "methods": named(measured) + f"; not installed: {', '.join(sorted(absent))}" * bool(absent),
+        "rows": ", ".join(f"{n:,}" for n in config.rows) or f"{config.streamed_rows:,} from disk",
+        "next": "bench_stream --config=configs/bench_stream.py:smoke",
+    }
+
+
+def run(config: ConfigDict) -> dict:
+    """Measure every cell; rows are printed as they come and written to workdir/results.json."""
+    absent, workdir = check(config), Path(config.workdir)
     if absent:
         say(f"Not installed, so not measured: {', '.join(sorted(absent))}.")
     output = {"rows": []}
@@ -203,8 +225,25 @@ def run(config: ConfigDict) -> dict:
         output["streamed"] = _streamed(config, workdir)
     write_json(workdir / "results.json", output)
     _print_ratios(output["rows"])
+    if output["rows"]:
+        print(figures.save(draw(output["rows"], max(config.points)), workdir / "quality")[0])
     print(workdir / "results.json")
     return output
+
+
+def draw(rows: list[dict], points: int):
+    """A figure of what methods lose, and their seconds, against the rows of a sample."""
+    some = [row for row in rows if (row["m"], row["bandwidth"]) == (points, rows[0]["bandwidth"])]
+    methods = {row["method"]: [r for r in some if r["method"] == row["method"]] for row in some}
+
+    def curves(field: str) -> list[figures.Curve]:
+        return [
+            figures.Curve(method, [row["n"] for row in of], [row[field] for row in of])
+            for method, of in methods.items()
+        ]
+
+    panels = {f"squared MMD, {points} points": curves("mmd2"), "seconds": curves("seconds")}
+    return figures.scaling(panels, x_label="rows of the sample", linear=False)
 
 
 def _print_ratios(rows):
@@ -218,7 +257,3 @@ def _print_ratios(rows):
         if ours and others:
             ratios = ", ".join(f"{r['method']} {ours['mmd2'] / r['mmd2']:.3f}" for r in others)
             print(f"N={n}, m={m}, {bandwidth}: ours has this fraction of mmd2: {ratios}")
-
-
-if __name__ == "__main__":
-    launch(run)

@@ -3,6 +3,11 @@
 Example: python -m experiments.bench_scale --config=configs/bench_scale.py:million
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("bench_scale")
+
 import json
 import resource
 import shutil
@@ -19,8 +24,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.build import tasks_of
-from experiments.common import bar, embed_texts, launch, open_encoder, space_of, write_json
-from experiments.figures import Curve, plot_scaling
+from experiments.common import bar, embed_texts, open_encoder, space_of, write_json
+from learnware_jax import figures
 from learnware_jax.dock import index, store
 from learnware_jax.dock.tasks import load_task
 from learnware_jax.dock.texts import sample
@@ -62,6 +67,18 @@ class Material(NamedTuple):
     rows: np.ndarray  # embedded texts; differences of two of them are noise
 
 
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    _check_space(config)
+    sizes = sorted({size for pool in config.pools.values() for size in pool.sizes})
+    return {
+        "pools": ", ".join(f"{size:,}" for size in sizes) + " learnwares",
+        "vectors": f"{config.vectors.learnwares:,}",
+        "users": str(config.users),
+        "next": "search --config=configs/search.py:quickstart",
+    }
+
+
 def run(config: ConfigDict) -> dict:
     """Measure every pool; writes workdir/results.json and figures. Returns the results."""
     workdir = Path(config.workdir)
@@ -98,7 +115,7 @@ def run(config: ConfigDict) -> dict:
     points = config.pools.ladder.points
     ladder = [pool for pool in output["pools"] if pool["points"] == points]
     if len(ladder) > 1:
-        _plot(workdir, ladder)
+        print(figures.save(draw(ladder), workdir / "scale")[0])
     _print_goals(output)
     print(workdir / "results.json")
     return output
@@ -253,7 +270,12 @@ def _measured_apart(config: ConfigDict, given: ConfigDict, home: Path, size: int
         f"--config.measure={size}",
         f"--config.points={given.points}",
     ]
-    subprocess.run([sys.executable, "-m", program.name, *arguments, *more], check=True)
+    code = (
+        "import sys; from experiments import bench_scale, command, common; "
+        "common.keep_compiled(); common.log_plainly(); "
+        "bench_scale.run(command.read('bench_scale', sys.argv[1:])[0])"
+    )
+    subprocess.run([sys.executable, "-c", code, *arguments, *more], check=True)
     return json.loads((home / f"measured-{size}.json").read_text())
 
 
@@ -680,15 +702,14 @@ def _print_row(row: dict) -> None:
     )
 
 
-def _plot(workdir: Path, pools: list[dict]) -> None:
+def draw(pools: list[dict]):
+    """A figure of seconds and bytes against the number of learnwares."""
     sizes = [pool["learnwares"] for pool in pools]
 
-    def curve(name: str, of: Callable[[dict], float]) -> Curve:
-        return Curve(name, sizes, [of(pool) for pool in pools])
+    def curve(name: str, of: Callable[[dict], float]) -> figures.Curve:
+        return figures.Curve(name, sizes, [of(pool) for pool in pools])
 
-    plot_scaling(
-        workdir / "scale.png",
-        "learnwares in the pool",
+    return figures.scaling(
         {
             "seconds": [
                 curve("build the index", lambda pool: pool["build_seconds"]),
@@ -703,6 +724,8 @@ def _plot(workdir: Path, pools: list[dict]) -> None:
                 curve("held in memory", lambda pool: pool["memory"]["held"]),
             ],
         },
+        x_label="learnwares in the pool",
+        linear=True,
     )
 
 
@@ -730,7 +753,3 @@ def _print_goals(output: dict) -> None:
                 f"{adding['add_ms'][2]:.0f}) with its index, {adding['device_ms'][1]:.1f} on the "
                 f"device; {adding['compilations']} compilations."
             )
-
-
-if __name__ == "__main__":
-    launch(run)

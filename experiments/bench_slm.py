@@ -3,6 +3,11 @@
 Example: python -m experiments.bench_slm --config=configs/bench_slm.py:smoke
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("bench_slm")
+
 import functools
 import importlib.util
 import itertools
@@ -17,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.common import launch, say, write_json
+from experiments.common import say, write_json
 from experiments.models import open_model
+from learnware_jax import figures
 from learnware_jax.slm import evaluate, finetune, lora
 from learnware_jax.slm.decoder import Adapter, Config, forward, generate, init_params, logits
 from learnware_jax.slm.weights import IN_FOLDER, read_config
@@ -511,6 +517,17 @@ def choosing(bench: Bench, both: dict, model: Config, config: ConfigDict) -> Non
         bench.check(f"greatest difference in nats, {count} choices", apart)
 
 
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words."""
+    model = "a random model" if config.model.sizes.to_dict() else config.model.name
+    absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
+    return {
+        "model": model,
+        "peers": f"not measured, for want of {', '.join(absent)}" if absent else ", ".join(PEERS),
+        "next": "bench_pave --config=configs/bench_pave.py:smoke",
+    }
+
+
 def run(config: ConfigDict) -> dict:
     """Measure everything; lines are printed as they come and written to workdir/results.json."""
     absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
@@ -526,9 +543,18 @@ def run(config: ConfigDict) -> dict:
     decoding(bench, both, model, config, not absent)
     stacking(bench, both, model, config)
     choosing(bench, both, model, config)
+    print(figures.save(draw(bench.output["ratios"]), bench.file.with_name("speed"))[0])
     print(bench.file)
     return bench.output
 
 
-if __name__ == "__main__":
-    launch(run)
+def draw(ratios: list[dict]):
+    """A figure of how many times as fast one way is as another, for every work."""
+    marks = [
+        figures.Dot(
+            f"{row['work']}: {row['of']} to {row['to']}",
+            *(row["times_as_fast"][end] for end in ("median", "low", "high")),
+        )
+        for row in ratios
+    ]
+    return figures.dots([("", marks)], label="times as fast", zero=1.0)

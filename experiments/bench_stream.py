@@ -3,6 +3,11 @@
 Example: python -m experiments.bench_stream --config=configs/bench_stream.py
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("bench_stream")
+
 import itertools
 import multiprocessing
 import resource
@@ -18,8 +23,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.bench_reduce import real_embeddings, squared_distances
-from experiments.common import launch, write_json
-from experiments.figures import Curve, plot_scaling
+from experiments.build import tasks_of
+from experiments.common import named, write_json
+from learnware_jax import figures
 from learnware_jax.specification import kernels
 from learnware_jax.specification.kernels import Gaussian
 from learnware_jax.specification.reduce import Reduced, reduce
@@ -35,6 +41,16 @@ from learnware_jax.specification.stream import (
 
 NOISE = 0.02
 BLOCK = 4096
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    tasks_of(config.tasks)
+    return {
+        "rows": ", ".join(f"{n:,}" for n in config.rows),
+        "ways": named([*ways_of(config.to_dict())]),
+        "next": "specify --config=configs/specify.py:quickstart --config.data=FILE",
+    }
 
 
 def run(config: ConfigDict) -> dict:
@@ -71,13 +87,13 @@ def run(config: ConfigDict) -> dict:
     finally:
         file.unlink(missing_ok=True)
     if len(config.rows) > 1:
-        _plot(workdir / "scale.png", output["rows"], config.bandwidths[0])
+        print(figures.save(draw(output["rows"], config.bandwidths[0]), workdir / "scale")[0])
     print(workdir / "results.json")
     return output
 
 
-def _plot(path: Path, rows: list[dict], bandwidth: str) -> None:
-    """Seconds and memory against the number of rows."""
+def draw(rows: list[dict], bandwidth: str):
+    """A figure of seconds and memory against the number of rows."""
     shown = [
         row
         for row in rows
@@ -85,16 +101,16 @@ def _plot(path: Path, rows: list[dict], bandwidth: str) -> None:
         and (row["way"] in ("one-shot", "streamed") or row["way"].startswith("merged streams"))
     ]
 
-    def curves(field: str) -> list[Curve]:
+    def curves(field: str) -> list[figures.Curve]:
         ways = dict.fromkeys(row["way"] for row in shown)
         cells = {way: [row for row in shown if row["way"] == way] for way in ways}
         return [
-            Curve(way, [row["n"] for row in cell], [row[field] for row in cell])
+            figures.Curve(way, [row["n"] for row in cell], [row[field] for row in cell])
             for way, cell in cells.items()
         ]
 
-    panels = {"seconds": curves("seconds_median"), "peak bytes": curves("peak_bytes")}
-    plot_scaling(path, "rows of the sample", panels)
+    panels = {"seconds": curves("seconds_median"), "peak memory, bytes": curves("peak_bytes")}
+    return figures.scaling(panels, x_label="rows of the sample", linear=True)
 
 
 def _seeds(way: str, n: int, config: ConfigDict) -> list[int]:
@@ -326,7 +342,3 @@ def own_term(
     others = n - len(places)
     outside = others / n * ((others - 1) / n * pairs + same / n)
     return float(inside + outside), float(error)
-
-
-if __name__ == "__main__":
-    launch(run)

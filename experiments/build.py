@@ -3,6 +3,11 @@
 Example: python -m experiments.build --config=configs/build.py:quickstart
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("build")
+
 import json
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -24,13 +29,14 @@ from experiments.common import (
     header_of,
     is_private,
     kernel_of,
-    launch,
     made_by,
+    named,
     open_encoder,
     own_points,
     reducer_options,
     say,
     space_of,
+    warn_of_publishing,
 )
 from experiments.models import (
     describe,
@@ -95,10 +101,55 @@ class Job(NamedTuple):
     own: bool = False
 
 
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    jobs, _, present = jobs_of(config)
+    missing = [id for id in jobs if id not in present]
+    tuned = [task.name for task in labelled_of(config.labelled) if task.name in missing]
+    lines = {
+        "dock": f"{config.dock}: {len(present)} learnwares are there"
+        + (f"; to be made: {named(missing)}" if missing else "; nothing is to be made")
+    }
+    if tuned:
+        lines["adapters"] = f"fine-tuned first, in {config.finetune.workdir}: {named(tuned)}"
+    following = f"select --config=configs/select.py:quickstart --config.dock={config.dock}"
+    return lines | {"next": f"{following} --config.user.data=FILE"}
+
+
 def run(config: ConfigDict) -> dict:
     """Make or complete the dock `config.dock`; returns {"dock", "added", "learnwares"}.
 
     Somebody's learnwares are all checked before any work; if one is unsound, none is added.
+    """
+    jobs, adapters, present = jobs_of(config)
+    warn_of_publishing(config.specification)
+    if kept := [id for id, job in jobs.items() if job.own and id in present]:
+        say(f"{config.dock} has these with the same adapters, and keeps them: {', '.join(kept)}.")
+    added = []
+    if not jobs.keys() <= present:
+        with store.locked(
+            Path(config.dock) / ".building",
+            where="build",
+            doing=f"is building {config.dock}",
+            otherwise="name another --config.dock",
+        ):
+            # What another process has made meanwhile is there now.
+            present = _present(config.dock)
+            missing = {id: job for id, job in jobs.items() if id not in present}
+            labelled = [task.name for task in labelled_of(config.labelled)]
+            _make(missing, adapters, labelled, config)
+            added = list(missing)
+    ids = store.list_ids(config.dock)
+    say(f"{config.dock} holds {len(ids)} learnwares, {len(added)} of them new.")
+    return {"dock": config.dock, "added": added, "learnwares": ids}
+
+
+def jobs_of(
+    config: ConfigDict,
+) -> tuple[dict[str, Job], dict[str, dict[str, bytes]], set[str]]:
+    """What the dock is to hold by id, the adapters of somebody's learnwares, and the ids it has.
+
+    ValueError or FileNotFoundError for what cannot be made, before any work.
     """
     own = config.learnware
     if (
@@ -115,8 +166,7 @@ def run(config: ConfigDict) -> dict:
         task.name: Job(_card(task), partial(developer_half, task, config))
         for task in tasks_of(config.tasks)
     }
-    labelled = labelled_of(config.labelled)
-    for task in labelled:
+    for task in labelled_of(config.labelled):
         jobs[task.name] = Job(_card(task), partial(trained_texts, task.name, config))
     check_kernel(config.specification.kernel)
     check_publishing(config.specification)
@@ -133,24 +183,7 @@ def run(config: ConfigDict) -> dict:
             "build: nothing to do; set tasks, labelled, adapters, or learnware.id and "
             "learnware.data."
         )
-    if kept := [id for id in submitted if id in present]:
-        say(f"{config.dock} has these with the same adapters, and keeps them: {', '.join(kept)}.")
-    added = []
-    if not jobs.keys() <= present:
-        with store.locked(
-            Path(config.dock) / ".building",
-            where="build",
-            doing=f"is building {config.dock}",
-            otherwise="name another --config.dock",
-        ):
-            # What another process has made meanwhile is there now.
-            present = _present(config.dock)
-            missing = {id: job for id, job in jobs.items() if id not in present}
-            _make(missing, adapters, [task.name for task in labelled], config)
-            added = list(missing)
-    ids = store.list_ids(config.dock)
-    say(f"{config.dock} holds {len(ids)} learnwares, {len(added)} of them new.")
-    return {"dock": config.dock, "added": added, "learnwares": ids}
+    return jobs, adapters, present
 
 
 def _exists(dock: str) -> bool:
@@ -339,7 +372,7 @@ def _fine_tune(names, jobs, config):
     """
     settings = config.finetune.copy_and_resolve_references()
     settings.tasks = tuple(names)
-    summaries = finetune.run(settings)["adapters"]
+    summaries = finetune.fine_tune(finetune.lessons_of(settings), settings)["adapters"]
     model, template = open_model(settings.model), template_of(settings.template)
     files = {}
     for task, summary in zip(labelled_of(names), summaries, strict=True):
@@ -455,7 +488,3 @@ def _private(x, public, space, settings):
     said = privacy.statement(release, epsilon=epsilon, delta=delta, features=features)
     about = {"points": len(spec.beta), "reducer": "private", "privacy": said, **made_by()}
     return spec, Header(SCHEMA, "rkme", space, about)
-
-
-if __name__ == "__main__":
-    launch(run)

@@ -1,4 +1,4 @@
-"""What experiments share: their command line, their files, texts made into specifications."""
+"""What experiments share: their start, their files, texts made into specifications."""
 
 import contextlib
 import faulthandler
@@ -8,9 +8,9 @@ import json
 import logging as python_logging
 import math
 import os
+import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,97 +18,58 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from learnware_jax.dock import index, store
 from learnware_jax.dock.materials import cache_dir, fetch
+from learnware_jax.dock.tasks import TASKS
 from learnware_jax.slm.encoder import Encoder, embed, load_encoder
 from learnware_jax.specification import kernels, privacy
 from learnware_jax.specification.header import SCHEMA, Header
 from learnware_jax.specification.reduce import PUBLISHING, Reduced
 
-BAD_INPUT = (
-    2  # exit status for what the user can mend; anything else is a bug and shows a traceback
-)
-LOST = 3  # exit status where another process of the run is gone
 # A process that has not been heard of for so long is gone.
 HEARTBEAT_SECONDS = 20
+# Between lines on progress where there is no terminal for a bar.
+SECONDS_BETWEEN_LINES = 20
 
 
-def launch(run: Callable[[ConfigDict], dict], *, several_hosts: bool = False) -> None:
-    """The command line of an experiment: `--config=FILE:SIZE`, overrides, one-paragraph errors.
+def keep_compiled() -> None:
+    """Keep compiled programs, so that a second run starts in seconds. JAX asks for the folder when
+    it first compiles, and not again."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
-    With `several_hosts`, processes on several hosts may run it together.
-    """
-    program = sys.modules["__main__"]
-    name = Path(program.__file__).stem
-    # --help shows the program's docstring; what there is to set stands in its configuration's.
-    program.__doc__ += f"\nSettings, --config.NAME=VALUE, are in configs/{name}.py:\n\n"
-    program.__doc__ += importlib.import_module(f"configs.{name}").__doc__
-    program.__doc__ += "\n--debug shows the traceback of an error."
-    config = config_flags.DEFINE_config_file(
-        "config", f"configs/{name}.py", "Configuration file, with a size after a colon."
+
+def log_plainly() -> None:
+    """Show what the library logs as plain lines, and of others their warnings."""
+    python_logging.getLogger().setLevel(python_logging.WARNING)
+    library = python_logging.getLogger("learnware_jax")
+    library.setLevel(python_logging.INFO)
+    library.handlers = [python_logging.StreamHandler()]  # plain lines on standard error
+    library.propagate = False
+
+
+def lost(error: BaseException) -> str:
+    """What an error says of other processes of the run that are gone, "" for other errors."""
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return ""
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} cannot reach the others: one of "
+        "them ended, or the network did. See what it said, then start all of them again; the dock "
+        f"is as it was.\n({str(error).splitlines()[0]})"
     )
 
-    def main(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"{argv[1]!r} is no flag; settings are --config.NAME=VALUE.")
-        python_logging.getLogger().setLevel(python_logging.WARNING)
-        library = python_logging.getLogger("learnware_jax")
-        library.setLevel(python_logging.INFO)
-        library.addHandler(python_logging.StreamHandler())  # plain lines on standard error
-        library.propagate = False
-        if not jax.config.jax_compilation_cache_dir:
-            # Compiled programs are kept: a second run starts in seconds.
-            jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        joined = False
-        try:
-            joined = several_hosts and join_hosts(flags.FLAGS)
-            run(config.value)
-        except BaseException as error:
-            status = _explain(error, joined)
-            if status is None and not joined:
-                raise
-            if joined:  # a tidy end would wait for the other processes
-                if status is None:
-                    traceback.print_exc()
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(1 if status is None else status)
-            sys.exit(status)
 
-    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-    if several_hosts:
-        flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; same for all processes.")
-        flags.DEFINE_integer("num_processes", None, "How many processes run together.")
-        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-    app.run(main)
-
-
-def _explain(error: BaseException, joined: bool) -> int | None:
-    """Say what went wrong; the exit status, or None for what needs its traceback."""
-    if joined and isinstance(error, jax.errors.JaxRuntimeError):
-        say(
-            f"error: process {jax.process_index()} of {jax.process_count()} cannot reach the "
-            "others: one of them ended, or the network did. See what it said, then start all of "
-            f"them again; the dock is as it was.\n({str(error).splitlines()[0]})"
-        )
-        return LOST
-    wanted = isinstance(error, ValueError | TypeError | OSError | FloatingPointError)
-    if not wanted or flags.FLAGS.debug:
-        return None
-    remedy = ""
-    if isinstance(error, OSError) and error.strerror == os.strerror(error.errno or 0):
-        # Of the system, and not explained: most often a disk that is full or read-only.
-        remedy = "; what was there before is unchanged. Free space, or name another place"
-    say(f"error: {error}{remedy}\n(--debug shows where.)")
-    return BAD_INPUT
+def is_first() -> bool:
+    """Whether this process is the one that writes and shows results."""
+    return jax.process_index() == 0
 
 
 def join_hosts(values: flags.FlagValues) -> bool:
@@ -173,14 +134,49 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, while the block runs; gives the function that advances it."""
+    """Progress while the block runs; gives the function that advances it.
+
+    A bar on a terminal; elsewhere a plain line now and then.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
+    done, told = 0, time.monotonic()
+
+    def count(more: int) -> None:
+        nonlocal done, told
+        done += more
+        progress.advance(task, more)
+        if progress.disable and time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            say(f"{description}: {done:,} of {total:,}")
+
     with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda count: progress.advance(task, count)
+        yield count
+
+
+def named(names: Sequence[str]) -> str:
+    """How many there are, and the first of them."""
+    shown = ", ".join([*names[:4], "..."] if len(names) > 5 else names)
+    return f"{len(names)} ({shown})"
+
+
+def dock_line(path: str) -> str:
+    """What is in the dock at `path`; FileNotFoundError or ValueError if it cannot be read."""
+    kind = store.read_header(path).kind
+    return f"{path}: {len(store.list_ids(path))} learnwares, specified by {kind}"
+
+
+def data_line(source: str, count: Callable[[], str]) -> str:
+    """Somebody's data in words: files are counted, which may raise; the rest is fetched later."""
+    path = Path(source).expanduser()
+    if path.exists() or path.is_absolute() or re.fullmatch(r"\.[A-Za-z]+", path.suffix):
+        return f"{source}: {count()}"
+    if "/" not in source and source not in TASKS:
+        count()
+    return f"{source}, a task or data set, fetched if it is not here"
 
 
 def open_encoder(settings: ConfigDict) -> Encoder:
@@ -236,7 +232,7 @@ def is_private(settings: ConfigDict) -> bool:
 
 def check_publishing(settings: ConfigDict) -> None:
     """ValueError for a reducer that publishes rows and was not allowed to by name, and for privacy
-    that cannot be had; a warning for one that was."""
+    that cannot be had."""
     named, private = settings.publish_rows, settings.privacy
     if named not in ("", settings.reducer):
         raise ValueError(
@@ -259,10 +255,14 @@ def check_publishing(settings: ConfigDict) -> None:
             "they are, from which texts can be found again; use gauss_newton, or say --config."
             f"specification.publish_rows={settings.reducer} if everybody may know the texts."
         )
-    elif named:
+
+
+def warn_of_publishing(settings: ConfigDict) -> None:
+    """A warning for a reducer that publishes rows, by permission."""
+    if settings.publish_rows and not is_private(settings):
         say(
-            f"warning: {named} publishes embeddings of the texts as they are; whoever has a text "
-            "can see whether it is among them."
+            f"warning: {settings.reducer} publishes embeddings of the texts as they are; whoever "
+            "has a text can see whether it is among them."
         )
 
 

@@ -3,6 +3,12 @@
 Example: python -m experiments.coverage --config=configs/coverage.py
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("coverage")
+
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +24,14 @@ from experiments.build import tasks_of
 from experiments.common import (
     embed_texts,
     kernel_of,
-    launch,
+    named,
     open_encoder,
     reducer_options,
     say,
     space_of,
     write_json,
 )
-from experiments.figures import Curve, plot_coverage
+from learnware_jax import figures
 from learnware_jax.dock.tasks import load_task
 from learnware_jax.selection.bootstrap import interval, resampled
 from learnware_jax.selection.decision import calibrate_threshold
@@ -154,10 +160,28 @@ def families() -> dict[str, Family]:
     }
 
 
-def run(config: ConfigDict) -> dict:
-    """Measure all three; returns what it writes to workdir/results.json."""
+def check(config: ConfigDict) -> None:
+    """ValueError for a level that is no rate, and tasks that there are none of."""
     if not 0 < config.level < 1:
         raise ValueError(f"coverage: got level={config.level}; want a number between 0 and 1.")
+    tasks_of([*config.real.tasks, *config.abstention.tasks])
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    check(config)
+    return {
+        "laws": named(config.simulated.laws),
+        "tasks": named([task.name for task in tasks_of(config.real.tasks)]),
+        "next": "select --config=configs/select.py:quickstart",
+    }
+
+
+def run(config: ConfigDict) -> dict:
+    """Measure all three; returns what it writes to workdir/results.json."""
+    check(config)
+    # Samples of fewer rows than points are meant here, and need no line each.
+    logging.getLogger("learnware_jax.specification.reduce").setLevel(logging.WARNING)
     workdir = Path(config.workdir)
     encoder = open_encoder(config.specification)
     space = space_of(encoder, config.specification)
@@ -183,7 +207,13 @@ def run(config: ConfigDict) -> dict:
         "abstention": abstention(config, catalogue, kernel),
     }
     write_json(workdir / "results.json", output)
-    plot_coverage(workdir / "coverage.png", panels(output["intervals"]), config.level)
+    drawn = figures.curves(
+        panels(output["intervals"]),
+        x_label="rows of the user",
+        y_label="coverage",
+        line=config.level,
+    )
+    figures.save(drawn, workdir / "coverage")
     report = "\n".join(tables(output))
     (workdir / "report.md").write_text(report, encoding="utf-8")
     print(report)
@@ -539,21 +569,20 @@ def abstention(
     return found
 
 
-def panels(rows: Sequence[dict[str, Any]]) -> dict[str, list[Curve]]:
+def panels(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[figures.Curve]]]:
     """Coverage against rows of the user, a panel a relation, for the largest learnwares."""
     most = max(row["learnware_n"] for row in rows)
-    result = {}
+    result = []
     for relation in RELATIONS:
         curves = defaultdict(list)
         for row in rows:
             if row["relation"] == relation and row["learnware_n"] == most:
                 curves[f"{row['law']}, {row['specification']}"].append((row["n"], row["coverage"]))
-                if row["specification"] == "reduced":
-                    name = f"{row['law']}, reduced, sampling part alone"
-                    curves[name].append((row["n"], row["sampling_coverage"]))
-        result[f"{relation} laws"] = [
-            Curve(name, *zip(*sorted(points), strict=True)) for name, points in curves.items()
+        drawn = [
+            figures.Curve(name, *zip(*sorted(points), strict=True))
+            for name, points in curves.items()
         ]
+        result.append((f"{relation} laws, learnwares of {most} rows", drawn))
     return result
 
 
@@ -597,7 +626,3 @@ def tables(output: dict[str, Any]) -> list[str]:
         cells.insert(2, f"{row['false_acceptance_by_domain']:.3f}")
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
-
-
-if __name__ == "__main__":
-    launch(run)

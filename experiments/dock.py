@@ -27,7 +27,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from experiments.common import BAD_INPUT, update_index
+from experiments import command
 from learnware_jax.dock import index, interop, signature, store
 from learnware_jax.specification.header import printable
 
@@ -44,6 +44,8 @@ SIGN = flags.DEFINE_string("sign", "", "A private key (PEM or OpenSSH) to sign l
 ID = flags.DEFINE_string(
     "id", "", "The learnware to export, import (default: as the file) or sign (default: all)."
 )
+DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+ACTIONS = (CHECK, INDEX, REMOVE, IMPORT, EXPORT, NEW_KEY, SIGN)
 
 
 def has_index(dock: str) -> bool:
@@ -118,7 +120,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]!r} is no flag.")
     logging.set_verbosity(logging.WARNING)  # JAX tells which devices it has not found
-    actions = [flag for flag in (CHECK, INDEX, REMOVE, IMPORT, EXPORT, NEW_KEY, SIGN) if flag.value]
+    actions = [flag for flag in ACTIONS if flag.value]
     if len(actions) > 1:
         raise app.UsageError("one at a time: " + ", ".join(f"--{flag.name}" for flag in actions))
     if EXPORT.value and not ID.value:
@@ -143,6 +145,8 @@ def main(argv: list[str]) -> None:
             show(problems)
             sys.exit(1 if problems else 0)
         elif INDEX.value:
+            from experiments.common import update_index  # the language models come with it
+
             update_index(DOCK.value)
             print(describe_index(DOCK.value))
         elif CHECK.value:
@@ -160,9 +164,29 @@ def main(argv: list[str]) -> None:
                 print(describe(learnware))
             print(describe_index(DOCK.value) if has_index(DOCK.value) else "No index.")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        sys.exit(command.explain(error, debug=DEBUG.value))
+
+
+def help_text() -> str:
+    """What --help shows."""
+    lines = [
+        f"  --{flag.name:12} {flags.FLAGS[flag.name].help}" for flag in (DOCK, ID, *ACTIONS, DEBUG)
+    ]
+    status = (
+        "Exit status: 0; 1 where --check or --sign finds what is unsound, and for a failure, which "
+        "is a\nfault of the program; 2 for what you can mend; 130 after an interrupt."
+    )
+    return "\n".join([__doc__, *lines, "", status])
+
+
+def run(arguments: list[str]) -> int:
+    """The command with these arguments; its exit status, unless that is SystemExit's."""
+    if any(argument in command.HELP for argument in arguments):
+        print(help_text())
+    else:
+        main(flags.FLAGS(["dock", *arguments]))
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(command.guarded(lambda: run(sys.argv[1:]), debug="--debug" in sys.argv))

@@ -3,6 +3,11 @@
 Example: python -m experiments.evaluate --config=configs/evaluate.py:quickstart
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("evaluate")
+
 import hashlib
 import json
 import re
@@ -14,8 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.common import embed_texts, launch, say, write_json
-from experiments.figures import plot_accuracies
+from experiments.common import data_line, dock_line, embed_texts, named, say, write_json
 from experiments.finetune import read_source
 from experiments.models import (
     chosen,
@@ -28,6 +32,7 @@ from experiments.models import (
     with_base,
 )
 from experiments.ranking import OpenDock, Ranked, domain_of, open_dock, rank_users, threshold_for
+from learnware_jax import figures
 from learnware_jax.dock import store
 from learnware_jax.dock.labelled import Example, load_examples
 from learnware_jax.selection.decision import NONE_FITS
@@ -39,6 +44,7 @@ from learnware_jax.slm.weights import Model
 from learnware_jax.specification.kernels import mean_embedding
 
 BASE = "base"
+NOTHING = "evaluate: nothing to do; set tasks, or data.source."
 COLUMNS = ("base", "random", "selected", "oracle", "merged", "routed", "averaged")
 
 
@@ -66,16 +72,23 @@ def jobs_of(config: ConfigDict) -> list[Job]:
     jobs = [labelled_job(task, config) for task in labelled_of(config.tasks)]
     own = config.data
     if own.source:
-        examples = read_source(own, config.texts + config.scoring.rows)
-        if len(examples) < 4:
-            raise ValueError(f"evaluate: {own.source} has {len(examples)} rows; want at least 4.")
+        examples = _own_rows(config)
         cut = min(config.texts, len(examples) // 2)
         texts = [example.text for example in examples[:cut]]
         rows = examples[cut:][: config.scoring.rows]
         jobs.append(Job(Path(own.source).stem, "own", "", own.instruction, texts, rows))
     if not jobs:
-        raise ValueError("evaluate: nothing to do; set tasks, or data.source.")
+        raise ValueError(NOTHING)
     return jobs
+
+
+def _own_rows(config: ConfigDict) -> list[Example]:
+    examples = read_source(config.data, config.texts + config.scoring.rows)
+    if len(examples) < 4:
+        raise ValueError(
+            f"evaluate: {config.data.source} has {len(examples)} rows; want at least 4."
+        )
+    return examples
 
 
 def labelled_job(task, config: ConfigDict) -> Job:
@@ -92,13 +105,35 @@ def open_models(path: str, learnwares, settings: ConfigDict) -> Models:
     return Models(model, ids, with_base(adapters))
 
 
-def run(config: ConfigDict) -> dict:
-    """Evaluate; returns what it writes to workdir/results.json."""
+def check(config: ConfigDict) -> None:
+    """ValueError for settings that nothing can be evaluated with."""
     if config.scoring.rows < 2 or config.texts < 2:
         raise ValueError(
             f"evaluate: got scoring.rows={config.scoring.rows}, texts={config.texts}; want at "
             "least 2 of both."
         )
+    template_of(config.template)
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    check(config)
+    lines = {"dock": dock_line(config.dock), "model": config.model.name}
+    if tasks := [task.name for task in labelled_of(config.tasks)]:
+        lines["tasks"] = f"{named(tasks)}; {config.scoring.rows} rows of each, or as many as it has"
+    if config.data.source:
+        lines["data"] = data_line(config.data.source, lambda: f"{len(_own_rows(config))} rows")
+    if not tasks and not config.data.source:
+        raise ValueError(NOTHING)
+    following = "evaluate --config=configs/evaluate.py:mine --config.data.source=FILE"
+    if config.data.source:
+        following = f"geometry --config=configs/geometry.py:quickstart --config.dock={config.dock}"
+    return lines | {"next": following}
+
+
+def run(config: ConfigDict) -> dict:
+    """Evaluate; returns what it writes to workdir/results.json."""
+    check(config)
     template = template_of(config.template)
     jobs = jobs_of(config)
     models = open_models(config.dock, store.load(config.dock), config)
@@ -133,12 +168,29 @@ def run(config: ConfigDict) -> dict:
     if config.data.source:  # where somebody keeps a file is nobody's business
         settings_used["data"] = {}
     write_json(workdir / "config.json", settings_used)
-    plot_accuracies(workdir / "accuracy.png", rows)
+    figures.save(accuracies(rows), workdir / "accuracy")
     (workdir / "report.md").write_text("\n".join(["# Evaluation", "", *table(rows)]) + "\n")
     show(rows)
     for name in ("accuracy.png", "report.md", "results.json", "records"):
         print(workdir / name)
     return output
+
+
+def accuracies(rows: Sequence[dict]):
+    """A figure of the base model, a random, the best and the selected learnware, task by task."""
+    series = {
+        "oracle": "best learnware on these rows",
+        "base": "base model",
+        "random": "mean of all learnwares",
+        "selected": "selected learnware ± standard error",
+    }
+    marks = []
+    for row in rows:
+        for name, label in series.items():
+            error = row["stderr"] if name == "selected" else 0.0
+            value = row[name]
+            marks.append(figures.Dot(row["task"], value, value - error, value + error, label))
+    return figures.dots([("", marks)], label="share of answers that are right")
 
 
 def evaluate_job(
@@ -346,7 +398,3 @@ def _digest(dock: OpenDock, job: Job, config: ConfigDict) -> str:
     cards = [[each.id, each.card, each.header._asdict()] for each in dock.learnwares]
     content = json.dumps([settings, cards, job], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-if __name__ == "__main__":
-    launch(run)

@@ -3,6 +3,11 @@
 Example: python -m experiments.families --config=configs/families.py:quickstart
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("families")
+
 import functools
 import hashlib
 import json
@@ -21,10 +26,9 @@ from safetensors.numpy import load_file, save
 from scipy.special import softmax
 
 from experiments import build, evaluate
-from experiments.common import bar, embed_texts, launch, reducer_options, say, write_json
+from experiments.common import bar, embed_texts, named, reducer_options, say, write_json
 from experiments.development import develop
 from experiments.evaluate import Models
-from experiments.figures import plot_families
 from experiments.models import (
     chosen,
     dock_adapters,
@@ -51,6 +55,7 @@ from experiments.vectors import (
     space_of,
     texts_of,
 )
+from learnware_jax import figures
 from learnware_jax.dock import store
 from learnware_jax.dock.labelled import Example, LabelledTask, load_examples
 from learnware_jax.dock.store import write_file
@@ -77,9 +82,9 @@ SETTINGS = ("matching", "family")
 SHOWN = "centred"
 LABELS = {"top1": "own first, %", "regret_at_1": "regret", "kendall_tau": "tau"}
 PANELS = (
-    ("matching", "top1", "matching: share of users, own first"),
-    ("family", "regret_at_1", "family: regret at 1"),
-    ("family", "kendall_tau", "family: weighted Kendall tau"),
+    ("matching", "top1", "share of users, own first"),
+    ("family", "regret_at_1", "regret at 1, balanced accuracy"),
+    ("family", "kendall_tau", "weighted Kendall tau"),
 )
 DRAWN = ("rkme", "mean_cosine", "pave", "one_step", "task2vec", "static", "loss")
 NOTES = (
@@ -111,6 +116,22 @@ class Scores(NamedTuple):
     values: np.ndarray  # (users, rows, seeds, learnwares); NaN where a family has none
 
 
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    check(config)
+    lines = {"model": config.model.name}
+    if config.development:
+        lines["tasks"] = named(config.development)
+    else:
+        for name, section in config.settings.items():
+            tasks = [task.name for task in labelled_of(section.tasks)]
+            lines[name] = f"{named(tasks)}, of {section.evaluate.dock}"
+    following = "families --config=configs/families.py:development"
+    if config.development:
+        following = "families --config=configs/families.py:quickstart"
+    return lines | {"next": following}
+
+
 def run(config: ConfigDict) -> dict:
     """Rank, score, and write workdir/families.json; returns what it writes."""
     check(config)
@@ -131,16 +152,31 @@ def run(config: ConfigDict) -> dict:
     write_json(workdir / "families.json", output)
     write_json(workdir / "config.json", config.to_dict())
     (workdir / "families.md").write_text("\n".join(["# Families", "", *table(rows)]) + "\n")
-    plot_families(
-        workdir / "families.png",
-        list(shown_rows(rows).values()),
-        [panel for panel in PANELS if panel[0] in config.settings],
-        DRAWN,
-    )
+    figures.save(draw(list(shown_rows(rows).values()), config.settings), workdir / "families")
     print("\n".join(table(rows)))
     for name in ("families.json", "families.md", "families.png"):
         print(workdir / name)
     return output
+
+
+def draw(rows: Sequence[dict], settings: Sequence[str]):
+    """A figure of the families in DRAWN against the rows of a user, a panel a metric."""
+    panels, labels = [], []
+    for setting, metric, label in PANELS:
+        if setting not in settings:
+            continue
+        points = {}
+        for row in rows:
+            if row["setting"] == setting and row["family"] in DRAWN:
+                name = f"{row['family']}, {row['target']}" if row["target"] else row["family"]
+                point = row["n"], row[metric], row["stderr"][metric]
+                points.setdefault(name, []).append(point)
+        curves = [
+            figures.Curve(name, *zip(*sorted(some), strict=True)) for name, some in points.items()
+        ]
+        panels.append((setting, curves))
+        labels.append(label)
+    return figures.curves(panels, x_label="rows of a user", y_label=labels)
 
 
 def check(config: ConfigDict) -> None:
@@ -800,7 +836,3 @@ def table(rows: Sequence[dict]) -> list[str]:
 def _cell(row: dict, metric: str) -> str:
     scale, digits = (100, 0) if metric == "top1" else (1, 3 if metric == "regret_at_1" else 2)
     return f"{scale * row[metric]:.{digits}f} ± {scale * row['stderr'][metric]:.{digits}f}"
-
-
-if __name__ == "__main__":
-    launch(run)

@@ -3,6 +3,11 @@
 Example: python -m experiments.faults --config=configs/faults.py:smoke
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("faults")
+
 import builtins
 import contextlib
 import hashlib
@@ -33,7 +38,7 @@ from configs import build as build_config
 from configs import finetune as finetune_config
 from configs import specify as specify_config
 from experiments import build, finetune, specify
-from experiments.common import bar, launch, say, write_json
+from experiments.common import bar, say, write_json
 from experiments.models import RANDOM_TINY, describe, open_model, template_of
 from learnware_jax.dock import index, materials, store
 from learnware_jax.slm import lora
@@ -66,8 +71,21 @@ class Ended(NamedTuple):
     seconds: float  # of its work
 
 
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words."""
+    file = Path(config.workdir) / "results.json"
+    done = len(json.loads(file.read_text())["rows"]) if file.exists() else 0
+    kills = ", ".join(f"{sum(counts)} of {name}" for name, counts in config.kills.items())
+    return {
+        "kills": kills + (f"; {done} are done, and count if made with these settings" * bool(done)),
+        "next": "fuzz --config=configs/fuzz.py:smoke",
+    }
+
+
 def run(config: ConfigDict) -> dict:
     """Kill, look, run again, compare; results are kept in workdir/results.json, kill by kill."""
+    # Killed programs leave semaphores of libraries behind, which Python would count at the end.
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
     workdir = Path(config.workdir).absolute()
     file, begin = workdir / "results.json", time.monotonic()
     with store.locked(
@@ -646,7 +664,3 @@ JOBS = {
     "download": Job(_prepare_download, _download, _check_download, _fetched),
     "specify": Job(_prepare_specify, _specify, _check_specify, _specified),
 }
-
-
-if __name__ == "__main__":
-    launch(run)

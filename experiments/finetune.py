@@ -3,6 +3,11 @@
 Example: python -m experiments.finetune --config=configs/finetune.py:smoke
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("finetune")
+
 import hashlib
 import json
 import os
@@ -17,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import plan
-from experiments.common import launch, say, write_json
+from experiments.common import data_line, named, say, write_json
 from experiments.models import describe, labelled_of, lesson, open_model, template_of
 from learnware_jax.dock.labelled import Example, load_examples
 from learnware_jax.dock.materials import fetch_dataset
@@ -30,6 +35,8 @@ from learnware_jax.slm.weights import Model, file_sha256
 
 SHARDINGS = ("none", "data", "full")
 STACK = "stack.json"  # the ids of what is trained together
+NOTHING = "finetune: nothing to do; set tasks, or data.mine.source."
+NEXT = {"next": "build --config=configs/build.py:own --config.dock=DOCK --config.adapters=FOLDER"}
 
 
 class Lessons(NamedTuple):
@@ -68,7 +75,7 @@ def lessons_of(config: ConfigDict) -> list[Lessons]:
             check_id(name, where="finetune")
             jobs.append(Lessons(name, source["instruction"], read_source(source, config.examples)))
     if not jobs:
-        raise ValueError("finetune: nothing to do; set tasks, or data.mine.source.")
+        raise ValueError(NOTHING)
     return jobs
 
 
@@ -102,19 +109,9 @@ def read_source(source: ConfigDict, limit: int) -> list[Example]:
     return [Example(text, *answers[text], labels) for text in texts]
 
 
-def run(config: ConfigDict) -> dict:
-    """Fine-tune; returns {"adapters": [{id, folder, examples, loss, tokens, seconds}, ...]}.
-
-    An adapter that workdir has already is kept; one that was being made goes on where it stood.
-    ValueError if workdir has one of that id, made from other data or with other settings.
-    """
-    return plan.run(config) if config.plan else fine_tune(lessons_of(config), config)
-
-
-def fine_tune(jobs: Sequence[Lessons], config: ConfigDict) -> dict:
-    """`run` of these lessons, whatever data and tasks the configuration names."""
-    settings = settings_of(config)
-    finetune.check_settings(settings)
+def check(config: ConfigDict) -> None:
+    """ValueError for settings that cannot be trained with."""
+    finetune.check_settings(settings_of(config))
     if config.sharding not in SHARDINGS or config.learn not in ("answer", "text"):
         raise ValueError(
             f"finetune: got sharding={config.sharding!r}, learn={config.learn!r}; want one of "
@@ -125,7 +122,53 @@ def fine_tune(jobs: Sequence[Lessons], config: ConfigDict) -> dict:
             f"finetune: got together={config.together}, checkpoint_every="
             f"{config.checkpoint_every}, examples={config.examples}; want at least 1 of each."
         )
-    template = template_of(config.template)
+    template_of(config.template)
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    if config.plan:
+        return {"plan": f"prints what memory a device needs for {config.model.name}"} | NEXT
+    check(config)
+    sources = {name: data for name, data in config.data.items() if data["source"]}
+    ids = [*(task.name for task in labelled_of(config.tasks)), *sources]
+    if not ids:
+        raise ValueError(NOTHING)
+    made = [id for id in ids if (Path(config.workdir) / id / "summary.json").exists()]
+    lines = {
+        "model": config.model.name,
+        "adapters": f"{named(ids)}; {config.steps} steps of {config.batch} examples each"
+        + (f"; {len(made)} are there, and are kept if made with these settings" if made else ""),
+    }
+    for name, data in sources.items():
+        lines[name] = data_line(
+            data["source"],
+            lambda data=data: f"{len(read_source(data, config.examples)):,} rows",
+        )
+    return lines | NEXT
+
+
+def run(config: ConfigDict) -> dict:
+    """Fine-tune; returns {"adapters": [{id, folder, examples, loss, tokens, seconds}, ...]}.
+
+    An adapter that workdir has already is kept; one that was being made goes on where it stood.
+    ValueError if workdir has one of that id, made from other data or with other settings.
+    """
+    if config.plan:
+        return plan.run(config)
+    output = fine_tune(lessons_of(config), config)
+    for adapter in output["adapters"]:
+        print(
+            f"{adapter['id']}: loss {adapter['loss']:.3f} over the last steps, "
+            f"{adapter['tokens'] / adapter['seconds']:,.0f} tokens/s, {adapter['folder']}"
+        )
+    return output
+
+
+def fine_tune(jobs: Sequence[Lessons], config: ConfigDict) -> dict:
+    """`run` of these lessons, whatever data and tasks the configuration names."""
+    check(config)
+    settings, template = settings_of(config), template_of(config.template)
     workdir = Path(config.workdir)
     digests = {job.id: _digest(job, config) for job in jobs}
     missing = [job for job in jobs if not _made(workdir / job.id, digests[job.id])]
@@ -421,18 +464,3 @@ def _read_metrics(file: Path) -> list[dict]:
         except ValueError:
             break
     return rows
-
-
-def main_run(config: ConfigDict) -> dict:
-    """`run`, and where things lie."""
-    output = run(config)
-    for adapter in output.get("adapters", ()):
-        print(
-            f"{adapter['id']}: loss {adapter['loss']:.3f} over the last steps, "
-            f"{adapter['tokens'] / adapter['seconds']:,.0f} tokens/s, {adapter['folder']}"
-        )
-    return output
-
-
-if __name__ == "__main__":
-    launch(main_run)

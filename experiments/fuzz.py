@@ -3,6 +3,11 @@
 Example: python -m experiments.fuzz --config=configs/fuzz.py
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("fuzz")
+
 import hashlib
 import io
 import json
@@ -34,7 +39,7 @@ import pandas
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-from experiments.common import launch, say, write_json
+from experiments.common import named, say, write_json
 from learnware_jax.dock import index, interop, signature, store, texts
 from learnware_jax.slm import decoder, lora, weights
 from learnware_jax.specification import header, tensors
@@ -86,11 +91,8 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
-def run(config: ConfigDict) -> dict:
-    """Try every reader; returns what it writes to workdir/results.json. Failures are saved beside.
-
-    ValueError for readers or an engine that are not known, or one that is not installed.
-    """
+def check(config: ConfigDict) -> None:
+    """ValueError for readers or an engine that are not known, or one that is not installed."""
     unknown = set(config.readers) - set(TARGETS)
     if unknown or config.engine not in ENGINES:
         raise ValueError(
@@ -99,6 +101,24 @@ def run(config: ConfigDict) -> dict:
         )
     if config.engine == "atheris":
         _atheris()
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    check(config)
+    amount = f"{config.inputs} files" if config.engine == "mutations" else f"{config.seconds} s"
+    return {
+        "readers": f"{named(config.readers or list(TARGETS))}; {amount} each",
+        "next": "dock --dock=docks/quickstart --check",
+    }
+
+
+def run(config: ConfigDict) -> dict:
+    """Try every reader; returns what it writes to workdir/results.json. Failures are saved beside.
+
+    ValueError for readers or an engine that are not known, or one that is not installed.
+    """
+    check(config)
     workdir = Path(config.workdir)
     failures = workdir / "failures"
     failures.mkdir(parents=True, exist_ok=True)
@@ -742,7 +762,3 @@ def _guide(
 
 
 ENGINES = {"mutations": _mutations, "atheris": _guided}
-
-
-if __name__ == "__main__":
-    launch(run)

@@ -3,6 +3,11 @@
 Example: python -m experiments.gamed --config=configs/gamed.py:quickstart
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("gamed")
+
 import functools
 import hashlib
 import json
@@ -17,8 +22,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments.common import bar, embed_texts, launch, reducer_options, say, write_json
-from experiments.figures import plot_gamed
+from experiments.common import bar, dock_line, embed_texts, named, reducer_options, say, write_json
 from experiments.models import (
     dock_adapters,
     encode,
@@ -37,6 +41,7 @@ from experiments.vectors import (
     texts_of,
 )
 from experiments.vectors import space_of as vector_space
+from learnware_jax import figures
 from learnware_jax.dock.examples import cut
 from learnware_jax.dock.labelled import LABELLED, Example, LabelledTask, load_examples
 from learnware_jax.dock.tasks import TASKS, load_task
@@ -689,6 +694,23 @@ def without_models(honest, attacks, kernel: Kernel, rate: float) -> dict:
 # ---- the whole of it
 
 
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    template_of(config.template)
+    if not Path(config.truth).exists():
+        raise FileNotFoundError(
+            f"gamed: there is no file {config.truth}; name results of experiments.evaluate for "
+            f"{config.dock}."
+        )
+    tasks = [task.name for kind in ("same", "near") for task in labelled_of(config.users[kind])]
+    return {
+        "dock": dock_line(config.dock),
+        "model": config.model.name,
+        "users": named(tasks),
+        "next": f"dock --dock={config.dock} --check",
+    }
+
+
 def run(config: ConfigDict) -> dict:
     """Gather, rank, ask; returns what it writes to workdir/results.json."""
     workdir = Path(config.workdir)
@@ -716,11 +738,31 @@ def run(config: ConfigDict) -> dict:
     write_json(workdir / "config.json", config.to_dict())
     lines = table(output)
     (workdir / "report.md").write_text("\n".join(["# A gamed dock", "", *lines]) + "\n")
-    plot_gamed(workdir / "gamed.png", output)
+    figures.save(shares(rankings), workdir / "gamed")
+    told = figures.strips(
+        [(row["who"], row["told"]) for row in output["check"]["rows"]],
+        label="how well the model tells herded texts apart; dashed: flagged below",
+        line=output["check"]["threshold"],
+    )
+    figures.save(told, workdir / "told")
     print("\n".join(lines))
-    for name in ("results.json", "report.md", "gamed.png"):
+    for name in ("results.json", "report.md", "gamed.png", "told.png"):
         print(workdir / name)
     return output
+
+
+def shares(rankings: Sequence[dict]):
+    """A figure of the users to whom an attacker comes first, by method and attack."""
+    rows = [r for r in rankings if r["users"] == "same" and r["attack"] != "none"]
+    attacks, methods = (list(dict.fromkeys(r[key] for r in rows)) for key in ("attack", "method"))
+    first = {(r["method"], r["attack"]): 100 * r["first"] for r in rows}
+    return figures.heat_map(
+        np.array([[first[method, attack] for attack in attacks] for method in methods]),
+        methods,
+        attacks,
+        label="users to whom the attacker comes first, %",
+        numbers=".0f",
+    )
 
 
 def refused(attacks: dict) -> list[str]:
@@ -767,7 +809,3 @@ def table(output: dict) -> list[str]:
         cells = [row["who"], f"{np.median(row['squared_mmd']):.4f}", percent(row["flagged"])]
         lines.append(f"| {' | '.join([*cells, percent(row['fewer_rows'])])} |")
     return [*lines, "", *NOTES_ALONE]
-
-
-if __name__ == "__main__":
-    launch(run)

@@ -3,15 +3,20 @@
 Example: python -m experiments.geometry --config=configs/geometry.py:quickstart
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("geometry")
+
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import build
-from experiments.common import launch, write_json
-from experiments.figures import plot_heat_map, plot_map
+from experiments.common import dock_line, write_json
 from experiments.ranking import domain_of, pool_of
+from learnware_jax import figures
 from learnware_jax.dock import store
 from learnware_jax.selection.pool import biased_self_terms, members
 from learnware_jax.selection.ranking import cross_deficits
@@ -45,10 +50,23 @@ def leaf_order(squared: np.ndarray) -> np.ndarray:
     return leaves_list(linkage(mmd, "average", optimal_ordering=True))
 
 
-def run(config: ConfigDict) -> dict:
-    """Draw the dock; returns what it writes to workdir/results.json."""
+def check(config: ConfigDict) -> None:
+    """ValueError for a map that there is none of."""
     if config.map not in MAPS:
         raise ValueError(f"geometry: got map={config.map!r}; want one of {', '.join(MAPS)}.")
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    check(config)
+    dock = dock_line(config.dock) if config.dock else build.preview(config.build)["dock"]
+    following = "geometry --config=configs/geometry.py:quickstart --config.dock=DOCK"
+    return {"dock": dock, "next": following}
+
+
+def run(config: ConfigDict) -> dict:
+    """Draw the dock; returns what it writes to workdir/results.json."""
+    check(config)
     if not config.dock:
         build.run(config.build)
     path = config.dock or config.build.dock
@@ -67,10 +85,10 @@ def run(config: ConfigDict) -> dict:
     domains = [domain_of(learnware) for learnware in learnwares]
     order = leaf_order(squared)
     workdir = Path(config.workdir)
-    plot_map(workdir / "map.png", points, pool.ids, domains)
-    plot_heat_map(
-        workdir / "heat_map.png", squared[np.ix_(order, order)], [pool.ids[i] for i in order]
-    )
+    figures.save(figures.dock_map(points, pool.ids, domains), workdir / "map")
+    names = [pool.ids[i] for i in order]
+    drawn = figures.heat_map(squared[np.ix_(order, order)], names, names, label="squared MMD")
+    figures.save(drawn, workdir / "heat_map")
     drawn = np.linalg.norm(points[:, None] - points[None], axis=-1)
     pairs = np.triu_indices(len(points), 1)
     agreement = float(np.corrcoef(drawn[pairs], np.sqrt(squared)[pairs])[0, 1])
@@ -88,7 +106,3 @@ def run(config: ConfigDict) -> dict:
     for file in ("map.png", "heat_map.png", "results.json"):
         print(workdir / file)
     return output
-
-
-if __name__ == "__main__":
-    launch(run)

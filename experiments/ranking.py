@@ -1,7 +1,6 @@
 """What experiments share about ranking: a dock opened for it, and users ranked against it."""
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,20 +15,15 @@ from experiments.common import (
     reducer_options,
 )
 from learnware_jax.dock import signature, store
-from learnware_jax.selection.decision import (
-    Selection,
-    calibrate_threshold,
-    held_out_distances,
-    select,
-)
+from learnware_jax.dock.opening import domain_of as domain_of
+from learnware_jax.dock.opening import pool_of, without_giants
+from learnware_jax.dock.opening import threshold_for as threshold_for
+from learnware_jax.selection.decision import Selection, select
 from learnware_jax.selection.mixture import Mixture, greedy_mixture
-from learnware_jax.selection.pool import Pool, build_pool
+from learnware_jax.selection.pool import Pool
 from learnware_jax.slm.encoder import Encoder
 from learnware_jax.specification import kernels
-from learnware_jax.specification.header import printable, size_and_residual
 from learnware_jax.specification.reduce import Reduced, reduce_many
-
-POOL_BYTES, GIANT = 2**30, 16
 
 
 class OpenDock(NamedTuple):
@@ -51,54 +45,6 @@ class Ranked(NamedTuple):
     selection: Selection
     mixture: Mixture
     seconds: float
-
-
-def pool_of(learnwares: list[store.Learnware], kernel: kernels.Kernel) -> Pool:
-    """The learnwares of a dock as a pool."""
-    counted = [size_and_residual(learnware.header) for learnware in learnwares]
-    return build_pool(
-        [learnware.spec for learnware in learnwares],
-        kernel,
-        ids=[learnware.id for learnware in learnwares],
-        n=[n for n, _ in counted],
-        residual=[residual for _, residual in counted],
-    )
-
-
-def domain_of(learnware: store.Learnware) -> str:
-    """The domain on a learnware's card, safe to show; its id where the card names none."""
-    return printable(learnware.card.get("domain", ""), 60) or learnware.id
-
-
-def threshold_for(pool: Pool, domains: list[str], rate: float) -> float:
-    """The distance beyond which none fits, calibrated by leaving out each domain of the dock.
-
-    Infinite where the dock has one domain, or too few learnwares to speak of such a rate.
-    """
-    if len(set(domains)) < 2 or (len(domains) + 1) * rate < 1:
-        return np.inf
-    return calibrate_threshold(held_out_distances(pool, domains), false_acceptance=rate)
-
-
-def without_giants(learnwares: list[store.Learnware]) -> list[store.Learnware]:
-    """The learnwares, less those, named in warnings, that would make the pool of all too large.
-
-    In a pool each takes the memory of the one with most points: where that is more than POOL_BYTES,
-    those with over GIANT times the median stay out.
-    """
-    points = np.array([len(learnware.spec.beta) for learnware in learnwares])
-    row = 4 * learnwares[0].spec.z.shape[1]
-    if len(points) * int(points.max()) * row <= POOL_BYTES:
-        return learnwares
-    most = GIANT * np.median(points)
-    for learnware, count in zip(learnwares, points, strict=True):
-        if count > most:
-            warnings.warn(
-                f"left out {learnware.id!r}: it has {count} points, and half of the dock has at "
-                f"most {most / GIANT:g}; all would take its memory.",
-                stacklevel=2,
-            )
-    return [one for one, count in zip(learnwares, points, strict=True) if count <= most]
 
 
 def trusted_keys(file: str) -> dict[str, str] | None:

@@ -3,6 +3,11 @@
 Example: python -m experiments.replay --config=configs/replay.py:finance --config.scores=FILE
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("replay")
+
 import csv
 import hashlib
 import io
@@ -16,8 +21,8 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy import stats
 
-from experiments.common import launch, write_json
-from experiments.figures import Dot, plot_critical_difference, plot_dots
+from experiments.common import write_json
+from learnware_jax import figures
 from learnware_jax.selection import regret
 from learnware_jax.selection.bootstrap import interval, resampled
 
@@ -56,6 +61,21 @@ class Pick(NamedTuple):
 
     names: list[str]
     score: float
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    check(config)
+    table = open_scores(config.scores)
+    if config.picks:
+        read_picks(config.picks, table)
+    found = f"{len(table.tasks)} tasks, {len(table.learnwares)} learnwares"
+    following = f"replay --config=configs/replay.py --config.scores={config.scores}"
+    return {
+        "scores": f"{config.scores}: {found}",
+        "picks": config.picks or "the published ones",
+        "next": f"{following} --config.picks=FILE",
+    }
 
 
 def run(config: ConfigDict) -> dict:
@@ -528,28 +548,25 @@ def report(output: dict, rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def draw(output: dict, workdir: Path) -> None:
-    """ranks.png and differences.png, in the workdir."""
+    """ranks and differences as PNG and SVG, in the workdir."""
     names = list(output["average_ranks"])
-    plot_critical_difference(
-        workdir / "ranks.png",
+    ranks = figures.critical_difference(
         names,
         [output["average_ranks"][name] for name in names],
         output["critical_difference"],
     )
+    figures.save(ranks, workdir / "ranks")
     parts = {"all users": output, "sharing no data set": output["unshared"]}
     panels = [
         (
             f"{title} ({len(part['users'])})",
             [
-                Dot(name, found["value"], found["lower"], found["upper"])
+                figures.Dot(name, found["value"], found["lower"], found["upper"])
                 for name, found in part["differences"].items()
             ],
         )
         for title, part in parts.items()
         if part
     ]
-    plot_dots(workdir / "differences.png", panels, label="score less random, per cent", zero=0.0)
-
-
-if __name__ == "__main__":
-    launch(run)
+    differences = figures.dots(panels, label="score less random, per cent", zero=0.0)
+    figures.save(differences, workdir / "differences")

@@ -3,6 +3,11 @@
 Example: python -m experiments.report --config=configs/report.py --config.study=FILE
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("report")
+
 import json
 import re
 from collections.abc import Sequence
@@ -13,9 +18,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from experiments.common import launch
-from experiments.figures import Dot, plot_dots
 from experiments.findings import NOTES, SPLITS, Table, as_markdown, label, ordered, tables
+from learnware_jax import figures
 from learnware_jax.dock.store import write_file
 
 TITLE = "Does selection by specification beat what a critical reader would try instead?"
@@ -63,20 +67,23 @@ PAGE = Template(
 @media (prefers-color-scheme: dark) {
   :root { --line: #444; --quiet: #aaa; --page: #16181c; --ink: #e6e6e6 }
 }
-body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--page);
+body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--page);
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif }
+@media (max-width: 40rem) { td:first-child { white-space: normal; min-width: 9rem } }
 h1 { font-size: 1.5rem; line-height: 1.25 }
 h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line) }
 p { max-width: 46rem }
 .scroll { overflow-x: auto; margin: 1rem 0 }
-table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums }
-caption { text-align: left; font-weight: 600; padding: .3rem 0 }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
+p.title { font-size: .9rem; font-weight: 600; margin: 1.5rem 0 -.7rem }
 th, td { padding: .2rem .6rem .2rem 0; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; white-space: nowrap }
-td.long { white-space: normal; min-width: 16rem }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--page) }
+td.long { white-space: normal; min-width: 14rem }
+table.words td { white-space: normal; overflow-wrap: anywhere; min-width: 6rem }
 tr.best { font-weight: 600 }
 figure { margin: 1rem 0 }
-figure svg { background: #fff; height: auto; min-width: 38rem; max-width: 100% }
+figure svg { background: #fff; height: auto; min-width: 44rem; max-width: 60rem; width: 100% }
 figcaption { color: var(--quiet); font-size: .82rem; overflow-wrap: anywhere }
 </style>
 </head>
@@ -105,15 +112,26 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
 
 
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    _sections(open_study(config.study), config.study)
+    following = "study --config=configs/study.py:smoke"
+    return {"study": config.study, "next": following}
+
+
+def _sections(study: dict, path: str) -> list[Section]:
+    try:
+        return sections(study)
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: {error} is missing; want a study.json of experiments.study."
+        ) from error
+
+
 def run(config: ConfigDict) -> dict:
     """Write workdir/report.html, report.md and figures; returns the study that was read."""
     study = open_study(config.study)
-    try:
-        parts = sections(study)
-    except KeyError as error:
-        raise ValueError(
-            f"{config.study}: {error} is missing; want a study.json of experiments.study."
-        ) from error
+    parts = _sections(study, config.study)
     workdir = Path(config.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     draw(study, workdir)
@@ -159,7 +177,7 @@ def sections(study: dict) -> list[Section]:
     )
     return [
         Section("What was asked", ASKED),
-        Section("What was found", [" ".join(headline(study))]),
+        Section("What was found", _paragraphs(headline(study))),
         Section("Contenders", [" ".join(NOTES)], tables=shown["main"]),
         Section(
             "Figures",
@@ -256,6 +274,14 @@ def headline(study: dict) -> list[str]:
     return lines
 
 
+def _paragraphs(lines: Sequence[str]) -> list[str]:
+    """Sentences of one split together, and those after them."""
+    starts = ("On split", "It beats the base model")
+    begun = [0, *(i for i, line in enumerate(lines) if i and line.startswith(starts))]
+    ends = [*begun[1:], len(lines)]
+    return [" ".join(lines[i:j]) for i, j in zip(begun, ends, strict=True)]
+
+
 def _gap_line(name: str, of: dict) -> str:
     if of["gap_closed"] is None:
         return "there is no gap to close: no learnware is better than a random one."
@@ -294,7 +320,7 @@ def _abstention_line(of: dict) -> str:
 
 
 def draw(study: dict, workdir: Path) -> None:
-    """gap.svg, gap.png and scores.svg in workdir."""
+    """gap and scores as PNG and SVG, in workdir."""
     gaps, scores = [], []
     for name, split in study["splits"].items():
         title = f"split {name}: {SPLITS[name]}"
@@ -302,16 +328,17 @@ def draw(study: dict, workdir: Path) -> None:
         shown = [n for n in ordered(split) if n not in ("random", "oracle")]
         shown = [n for n in shown if split[n]["gap_closed"] is not None]
         ends = ("gap_closed", "lower", "upper")
-        gaps.append((title, [Dot(label(n), *(split[n][end] for end in ends)) for n in shown]))
+        gaps.append(
+            (title, [figures.Dot(label(n), *(split[n][end] for end in ends)) for n in shown])
+        )
         scores.append((title, [_score(label(n), split[n]) for n in ordered(split)]))
-    for suffix in ("svg", "png"):
-        plot_dots(workdir / f"gap.{suffix}", gaps, label="gap closed", zero=0.0)
-    plot_dots(workdir / "scores.svg", scores, label="balanced accuracy")
+    figures.save(figures.dots(gaps, label="gap closed", zero=0.0), workdir / "gap")
+    figures.save(figures.dots(scores, label="balanced accuracy"), workdir / "scores")
 
 
-def _score(name: str, of: dict) -> Dot:
+def _score(name: str, of: dict) -> figures.Dot:
     error = of["stderr"] or 0.0  # None where there is one user
-    return Dot(name, of["score"], of["score"] - error, of["score"] + error)
+    return figures.Dot(name, of["score"], of["score"] - error, of["score"] + error)
 
 
 def page(study: dict, parts: Sequence[Section], workdir: Path) -> str:
@@ -335,7 +362,6 @@ def _as_html(part: Section, best: str, workdir: Path) -> str:
 
 
 def _html_table(table: Table, best: str) -> str:
-    caption = f"<caption>{escape(table.title)}</caption>"
     if not table.rows:
         return f"<p><b>{escape(table.title)}</b>: none.</p>"
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
@@ -346,7 +372,10 @@ def _html_table(table: Table, best: str) -> str:
         mark = " class='best'" if row[0] == best else ""
         rows.append(f"<tr{mark}>{''.join(f'<td{long}>{cell}</td>' for long, cell in cells)}</tr>")
     body = f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>"
-    return f'<div class="scroll"><table>{caption}\n{body}</table></div>'
+    # The title stays where it is while the table scrolls.
+    title, words = escape(table.title), ' class="words"' if len(table.head) == 2 else ""
+    table = f'<table{words} aria-label="{title}">\n{body}</table>'
+    return f'<p class="title">{title}</p>\n<div class="scroll">{table}</div>'
 
 
 def inline_svg(file: Path) -> str:
@@ -370,7 +399,3 @@ def as_text(parts: Sequence[Section]) -> str:
             lines += [f"![{figure.name}]({figure.name}.svg)", "", figure.caption, ""]
         lines += [line for table in part.tables for line in as_markdown(table)]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    launch(run)

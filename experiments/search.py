@@ -3,6 +3,11 @@
 Example: python -m experiments.search --config=configs/search.py:quickstart
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("search", several_hosts=True)
+
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +19,12 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments.common import (
+    data_line,
+    dock_line,
     dock_space,
     embed_parts,
-    launch,
+    is_first,
+    named,
     own_points,
     reducer_options,
     say,
@@ -39,9 +47,8 @@ from learnware_jax.specification.rkme import RKME
 from learnware_jax.specification.sketch import project
 
 
-def run(config: ConfigDict) -> dict:
-    """Rank the dock for each user; returns what process 0 writes to workdir/results.json."""
-    workdir = Path(config.workdir)
+def check(config: ConfigDict) -> Header:
+    """The dock's header; ValueError for settings that no search could be made with."""
     if not config.users or len(set(config.users)) != len(config.users):
         raise ValueError(
             f"search: got users={config.users}; want files of specifications or of texts, or names "
@@ -58,9 +65,26 @@ def run(config: ConfigDict) -> dict:
             f"search: the specifications of {config.dock} are of kind {header.kind!r}; want a dock "
             "of RKMEs."
         )
+    return header
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    header = check(config)
+    trusted_keys(config.trust)
+    for user in config.users:
+        data_line(user, lambda user=user: f"{len(_given(user, config, header))}")
+    lines = {"dock": dock_line(config.dock), "users": named(config.users)}
+    following = "search --config=configs/search.py:quickstart --config.users='(\"FILE\",)'"
+    return lines | {"next": following}
+
+
+def run(config: ConfigDict) -> dict:
+    """Rank the dock for each user; returns what process 0 writes to workdir/results.json."""
+    header, workdir = check(config), Path(config.workdir)
     trust = trusted_keys(config.trust)
     given = {user: _given(user, config, header) for user in config.users}
-    first = jax.process_index() == 0
+    first = is_first()
     if first:
         _update(config)
     _wait("index")
@@ -231,7 +255,3 @@ def _show(output: dict, workdir: Path) -> None:
     )
     print(f"data    {workdir / 'results.json'}")
     print("next    your own: --config.users='(\"FILE\",)', texts or a specification")
-
-
-if __name__ == "__main__":
-    launch(run, several_hosts=True)

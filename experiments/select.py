@@ -3,6 +3,11 @@
 Example: python -m experiments.select --config=configs/select.py:quickstart
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("select")
+
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +16,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import build, evaluate, evaluation
-from experiments.common import header_of, launch, say, write_json
-from experiments.figures import plot_rankings
+from experiments.common import data_line, dock_line, header_of, named, say, write_json
 from experiments.models import labelled_of
 from experiments.ranking import domain_of, open_dock, rank_users, threshold_for, trusted_keys
+from learnware_jax import figures
 from learnware_jax.dock import store
 from learnware_jax.dock.labelled import load_examples
 from learnware_jax.dock.tasks import load_task, read_texts
@@ -35,34 +40,50 @@ def user_texts(name: str, count: int) -> list[str]:
     return [example.text for example in load_examples(name, "user", count)]
 
 
+def own_texts(config: ConfigDict) -> list[str]:
+    """The texts of user.data. ValueError for fewer than two."""
+    texts = read_texts(config.user.data, column=config.user.column or None, limit=config.user.limit)
+    if len(texts) < 2:
+        raise ValueError(
+            f"select: {config.user.data} holds {len(texts)} text; a ranking with intervals "
+            "needs at least 2, and about two dozen to say much."
+        )
+    return texts
+
+
+def tasks_of_users(config: ConfigDict) -> tuple[list, list, list, list, list]:
+    """Tasks whose users are ranked: same (of texts, labelled), labelled, unseen, outside."""
+    own, labelled = build.tasks_of(config.build.tasks), labelled_of(config.build.labelled)
+    return (
+        own if config.users.same else [],
+        labelled if config.users.same else [],
+        labelled_of(config.users.labelled),
+        build.tasks_of(config.users.unseen),
+        build.tasks_of(config.users.outside),
+    )
+
+
 def users_of(config: ConfigDict, ids: set[str]) -> list[User]:
     """The users that the configuration asks for; `ids` are the dock's learnwares."""
     if config.user.data:
-        texts = read_texts(
-            config.user.data, column=config.user.column or None, limit=config.user.limit
-        )
-        if len(texts) < 2:
-            raise ValueError(
-                f"select: {config.user.data} holds {len(texts)} text; a ranking with intervals "
-                "needs at least 2, and about two dozen to say much."
-            )
+        texts = own_texts(config)
         if len(texts) < 10:
             say(f"Only {len(texts)} texts: the ranking will be mostly noise.")
         return [User(Path(config.user.data).stem, "own", "", texts)]
     count = config.users.texts
     users = []
-    if config.users.same:
-        for task in build.tasks_of(config.build.tasks):
-            if task.name in ids:
-                texts = build.user_half(task, config.build, count)
-                users.append(User(task.name, "same", task.domain, texts))
-        for task in labelled_of(config.build.labelled):
-            if task.name in ids:
-                users.append(User(task.name, "same", task.domain, user_texts(task.name, count)))
-    for task in labelled_of(config.users.labelled):
+    same, same_labelled, labelled, unseen, outside = tasks_of_users(config)
+    for task in same:
+        if task.name in ids:
+            texts = build.user_half(task, config.build, count)
+            users.append(User(task.name, "same", task.domain, texts))
+    for task in same_labelled:
+        if task.name in ids:
+            users.append(User(task.name, "same", task.domain, user_texts(task.name, count)))
+    for task in labelled:
         users.append(User(task.name, "unseen", task.domain, user_texts(task.name, count)))
-    for kind in ("unseen", "outside"):
-        for task in build.tasks_of(config.users[kind]):
+    for kind, tasks in (("unseen", unseen), ("outside", outside)):
+        for task in tasks:
             users.append(User(task.name, kind, task.domain, load_task(task.name, count)))
     if not users:
         raise ValueError(
@@ -71,13 +92,11 @@ def users_of(config: ConfigDict, ids: set[str]) -> list[User]:
     return users
 
 
-def run(config: ConfigDict) -> dict:
-    """Rank the dock for each user; returns what it writes to workdir/results.json."""
-    workdir = Path(config.workdir)
-    path = config.dock or config.build.dock
-    if config.dock and not (Path(path) / "dock.json").exists():
+def check(config: ConfigDict) -> None:
+    """ValueError or OSError for what can be seen to be wrong before any work."""
+    if config.dock and not (Path(config.dock) / "dock.json").exists():
         raise FileNotFoundError(
-            f"select: there is no dock at {path}; make one with experiments.build, or leave "
+            f"select: there is no dock at {config.dock}; make one with experiments.build, or leave "
             "--config.dock out for the quickstart's."
         )
     if config.top_k < 0 or not 0 < config.false_acceptance < 1 or not 0 < config.level < 1:
@@ -85,6 +104,28 @@ def run(config: ConfigDict) -> dict:
             f"select: got top_k={config.top_k}, false_acceptance={config.false_acceptance}, "
             f"level={config.level}; want top_k >= 1 (or 0 for all) and rates between 0 and 1."
         )
+    trusted_keys(config.trust)
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    check(config)
+    own = config.user.data
+    if own:
+        users = data_line(own, lambda: f"{len(own_texts(config))} texts")
+    else:
+        users = named([task.name for tasks in tasks_of_users(config) for task in tasks])
+    dock = dock_line(config.dock) if config.dock else build.preview(config.build)["dock"]
+    following = "select --config=configs/select.py:quickstart --config.user.data=FILE"
+    if own:
+        following = f"evaluate --config=configs/evaluate.py:mine --config.data.source={own}"
+    return {"dock": dock, "users": users, "next": following}
+
+
+def run(config: ConfigDict) -> dict:
+    """Rank the dock for each user; returns what it writes to workdir/results.json."""
+    check(config)
+    workdir, path = Path(config.workdir), config.dock or config.build.dock
     trust = trusted_keys(config.trust)
     own = bool(config.user.data)
     if own:
@@ -171,7 +212,9 @@ def run(config: ConfigDict) -> dict:
         settings_used["user"] = {}
     write_json(workdir / "config.json", settings_used)
     firsts = list({user["kind"]: user for user in reversed(results)}.values())[::-1]
-    plot_rankings(workdir / "ranking.png", firsts, threshold)
+    # Several panels are one figure: fewer rows each.
+    drawn = figures.rankings(firsts, threshold, shown=8 if len(firsts) == 1 else 5)
+    figures.save(drawn, workdir / "ranking")
     report = _report(output)
     (workdir / "report.md").write_text(report, encoding="utf-8")
     _show(output)
@@ -179,8 +222,6 @@ def run(config: ConfigDict) -> dict:
         evaluate.show(output["use"])
     print(f"\nfigure  {workdir / 'ranking.png'}\nreport  {workdir / 'report.md'}")
     print(f"data    {workdir / 'results.json'}")
-    if not own:
-        print("next    the same for your texts: add --config.user.data=FILE (one text a line)")
     return output
 
 
@@ -293,7 +334,3 @@ def _show(output: dict) -> None:
         console.print(line, soft_wrap=True)
     if "summary" in output:
         print("\n".join(evaluation.table(output["summary"])))
-
-
-if __name__ == "__main__":
-    launch(run)

@@ -3,6 +3,11 @@
 Example: python -m experiments.specify --config=configs/specify.py:quickstart --config.data=FILE
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("specify")
+
 import hashlib
 import itertools
 import json
@@ -24,16 +29,18 @@ from experiments.common import (
     bar,
     check_kernel,
     check_publishing,
+    data_line,
+    dock_line,
     dock_space,
     header_of,
     is_private,
     kernel_of,
-    launch,
     open_encoder,
     own_points,
     reducer_options,
     say,
     space_of,
+    warn_of_publishing,
     write_json,
 )
 from learnware_jax.dock import store, texts
@@ -60,9 +67,8 @@ class Source(NamedTuple):
     rows: Path | None = None  # an npy file of embedded texts in place of items
 
 
-def run(config: ConfigDict) -> dict:
-    """Make the specification; returns what it writes to workdir/results.json."""
-    begin, workdir = time.perf_counter(), Path(config.workdir)
+def check(config: ConfigDict) -> None:
+    """ValueError for settings that no specification could be made with."""
     if min(config.piece, config.anchors, config.specification.points) < 1:
         raise ValueError(
             f"specify: got piece={config.piece}, anchors={config.anchors} and points="
@@ -75,6 +81,27 @@ def run(config: ConfigDict) -> dict:
             "specify: got a number for specification.privacy.epsilon, and makes no private "
             "specifications; experiments.build does, also without an adapter."
         )
+    if not config.data:
+        raise ValueError("specify: nothing to specify; set --config.data to a file or a data set.")
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    check(config)
+    data = data_line(
+        config.data, lambda: f"about {open_source(config.data, config.column).total:,} rows"
+    )
+    dock = dock_line(config.dock) if config.dock else "none: the kernel of the settings"
+    spec = Path(config.workdir) / "rkme.safetensors"
+    following = f"""search --config=configs/search.py:quickstart --config.users='("{spec}",)'"""
+    return {"data": data, "dock": dock, "next": following}
+
+
+def run(config: ConfigDict) -> dict:
+    """Make the specification; returns what it writes to workdir/results.json."""
+    begin, workdir = time.perf_counter(), Path(config.workdir)
+    check(config)
+    warn_of_publishing(config.specification)
     source = open_source(config.data, config.column)
     if config.dock:
         space, encoder = dock_space(config.dock, config.specification)
@@ -220,8 +247,6 @@ def open_source(data: str, column: str) -> Source:
 
     ValueError or FileNotFoundError says what is wrong, as far as that can be seen without reading.
     """
-    if not data:
-        raise ValueError("specify: nothing to specify; set --config.data to a file or a data set.")
     if data in TASKS and not column:
         task = load_task(data)
         return Source({"task": data}, len(task), lambda: iter(task))
@@ -423,7 +448,3 @@ def _digest(arrays: dict[str, np.ndarray], record: dict[str, Any]) -> str:
         digest.update(f"{arrays[name].dtype}{arrays[name].shape}".encode())
         digest.update(arrays[name].tobytes())
     return digest.hexdigest()
-
-
-if __name__ == "__main__":
-    launch(run)

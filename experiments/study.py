@@ -3,6 +3,11 @@
 Example: python -m experiments.study --config=configs/study.py:cpu
 """
 
+if __name__ == "__main__":
+    from experiments.command import launch
+
+    launch("study")
+
 import functools
 import hashlib
 import json
@@ -24,7 +29,7 @@ from experiments import build, plan
 from experiments.common import (
     check_kernel,
     dock_space,
-    launch,
+    named,
     open_encoder,
     say,
     space_of,
@@ -80,6 +85,34 @@ class User(NamedTuple):
 
 class OutOfTime(Exception):
     """The minutes that the configuration gives a run are over."""
+
+
+def preview(config: ConfigDict) -> dict[str, str]:
+    """What `run` will do, in words; the errors that it would begin with."""
+    if config.finetune.plan:
+        following = f"study --config=configs/study.py:{config.size}"
+        lines = {"plan": f"prints what memory a device needs for {config.model.name}"}
+        return lines | {"next": following}
+    check(config)
+    wanted = [
+        task.name if name == "full" else f"{task.name}-{name}"
+        for task in labelled_of(config.docked)
+        for name, variant in config.variants.items()
+        if task.name in variant.tasks
+    ]
+    there = Path(config.dock, "dock.json").exists()
+    made = set(store.list_ids(config.dock)) if there else set()
+    missing = [id for id in wanted if id not in made]
+    users = {split: len(labelled_of(config[section])) for split, section in SPLITS.items()}
+    file = Path(config.workdir) / "study.json"
+    following = f"report --config=configs/report.py --config.study={file}"
+    return {
+        "model": config.model.name,
+        "dock": f"{config.dock}: {len(wanted) - len(missing)} of {len(wanted)} learnwares are there"
+        + (f"; to be made: {named(missing)}" if missing else ""),
+        "users": ", ".join(f"{count} of split {split}" for split, count in users.items()),
+        "next": following,
+    }
 
 
 def run(config: ConfigDict) -> dict:
@@ -600,7 +633,3 @@ def _made(config: ConfigDict, seconds: dict[str, int]) -> dict:
             "steps": config.finetune.steps,
         },
     }
-
-
-if __name__ == "__main__":
-    launch(run)

@@ -23,7 +23,7 @@ def output(tmp_path_factory):
     folder = Path(config.workdir)
     assert json.loads((folder / "results.json").read_text()) == found
     assert {file.name for file in folder.iterdir()} == {
-        *("results.json", "report.md", "coverage.png"),
+        *("results.json", "report.md", "coverage.png", "coverage.svg"),
     }
     return found
 

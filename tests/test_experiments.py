@@ -201,8 +201,9 @@ def test_geometry_maps_close_learnwares_close(dock, tmp_path):
         squared = np.array(output["squared_mmd"])
         np.testing.assert_allclose(squared, squared.T)
         assert (np.diag(squared) == 0).all() and output["correlation"] > 0.7
-        for file in ("map.png", "heat_map.png"):
-            assert (tmp_path / kind / file).read_bytes().startswith(b"\x89PNG")
+        for name in ("map", "heat_map"):
+            assert (tmp_path / kind / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+            assert b"<svg" in (tmp_path / kind / f"{name}.svg").read_bytes()
 
 
 def test_kernel_pca_recovers_points_of_the_plane():

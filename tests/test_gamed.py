@@ -217,7 +217,9 @@ def test_smoke_tells_a_model_from_none(smoke):
     alone = {row["who"]: row for row in output["without_models"]["rows"]}
     assert alone["near copy, few rows"]["fewer_rows"] == 1 and alone["copy"]["fewer_rows"] == 0
     assert max(map(abs, alone["copy"]["squared_mmd"])) < 1e-6
-    assert (workdir / "gamed.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("gamed", "told"):
+        assert (workdir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"<svg" in (workdir / f"{name}.svg").read_bytes()
     assert "\n".join(gamed.table(output)) in (workdir / "report.md").read_text()
 
 

@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 from numpy.testing import assert_allclose
 
 from configs import replay as replay_config
-from experiments import figures, replay
-from experiments.figures import Dot, groups, plot_critical_difference, plot_dots
+from experiments import replay
 
 REPOSITORY = Path(__file__).parent.parent
 # Data sets: a 70 30 60 50, b 40 60 60 44, c 10 30 90 26; so random is 40 40 70 40.
@@ -218,8 +217,9 @@ def test_files_say_what_was_computed_and_nothing_of_where(config, output, tmp_pa
     report = (workdir / "report.md").read_text()
     assert "| t3 | a or b | 2 of 3 | b | c 90.00 | c-1 90.00 | a 60.00 |" in report
     assert "| Avg. | 50.00 | 47.50 | 54.00 | 52.50 | 67.50 |" in report
-    for name in ("ranks.png", "differences.png"):
-        assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("ranks", "differences"):
+        assert (workdir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"<svg" in (workdir / f"{name}.svg").read_bytes()
     for file in workdir.iterdir():
         assert str(tmp_path).encode() not in file.read_bytes()
 
@@ -386,69 +386,3 @@ def test_critical_difference_of_demsar():
     assert_allclose(replay.critical_difference(4, 14, 0.05), 1.25, atol=0.005)
     assert_allclose(replay.critical_difference(10, 1, 0.05), 3.164 * np.sqrt(110 / 6), atol=0.003)
     assert_allclose(replay.critical_difference(4, 14, 0.10), 1.12, atol=0.005)
-
-
-def test_bars_join_what_is_not_told_apart():
-    assert groups([1.0, 2.0, 2.5, 4.0], 1.2) == [(0, 1), (1, 2)]
-    assert groups([1.0, 2.0, 2.5, 4.0], 1.6) == [(0, 2), (2, 3)]
-    assert groups([1.0, 2.0, 2.5, 4.0], 9.0) == [(0, 3)]
-    assert groups([1.0, 2.0, 3.0], 1.0) == []
-    assert groups([1.0, 2.5, 2.5], 0.5) == [(1, 2)]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    kept = []
-    monkeypatch.setattr(figures, "_write", lambda figure, file: kept.append(figure))
-    return kept
-
-
-def test_dots_stand_in_the_row_of_their_name(drawn):
-    panels = [
-        ("left", [Dot("x", 1.0, 0.5, 2.0), Dot("y", 3.0, 2.0, 4.0)]),
-        ("right", [Dot("z", 7.0, 6.0, 9.0), Dot("x", 5.0, 4.0, 6.0)]),
-    ]
-    plot_dots(Path("a.png"), panels, label="score", zero=[None, 6.5])
-    left, right = drawn[0].axes
-    assert [tick.get_text() for tick in left.get_yticklabels()] == ["x", "y", "z"]
-    assert (left.get_title(), right.get_title(), right.get_xlabel()) == ("left", "right", "score")
-    assert left.get_ylim()[0] > left.get_ylim()[1]  # the first row on top
-    marks = [
-        [tuple(np.ravel(line.get_data())) for line in axis.lines if line.get_marker() == "o"]
-        for axis in (left, right)
-    ]
-    assert marks == [[(1, 0), (3, 1)], [(7, 2), (5, 0)]]
-    intervals = [line.get_xdata() for line in right.lines if line.get_linewidth() == 1.6]
-    assert_allclose(intervals, [[6, 9], [4, 6]])
-    dashed = [
-        [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"]
-        for axis in (left, right)
-    ]
-    assert dashed == [[], [6.5]]
-
-
-def test_critical_difference_names_every_rank_once(drawn):
-    names, ranks = ["worst", "best", "middle"], [3.0, 1.0, 1.5]
-    plot_critical_difference(Path("a.png"), names, ranks, 0.7)
-    (axis,) = drawn[0].axes
-    texts = [text.get_text() for text in axis.texts]
-    assert {"best  1.00", "middle  1.50", "3.00  worst", "critical difference 0.70"} <= set(texts)
-    assert len(texts) == 3 + 3 + 1  # ticks, names, the difference
-    thick = [line.get_xdata() for line in axis.lines if line.get_linewidth() == 3.5]
-    assert_allclose(thick, [[1, 1.5]], atol=0.03)
-
-
-def test_figures_are_the_same_bytes_again(tmp_path):
-    for draw in (
-        lambda file: plot_dots(file, [("all", [Dot("x", 1.0, 0.5, 2.0)])], label="score", zero=0.0),
-        lambda file: plot_critical_difference(file, ["x", "y"], [1.2, 1.8], 1.0),
-    ):
-        for suffix in ("svg", "png"):
-            files = [tmp_path / f"{name}.{suffix}" for name in "ab"]
-            for file in files:
-                draw(file)
-            assert files[0].read_bytes() == files[1].read_bytes()
-        text = (tmp_path / "a.svg").read_text()
-        assert "<text" not in text and "dc:date" not in text
-        with pytest.raises(ValueError, match=r"got a.pdf; want a name that ends in .png or .svg"):
-            draw(tmp_path / "a.pdf")

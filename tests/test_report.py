@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import page_in_browser
 import pytest
 from test_findings import OPTIONS, five_users
 
@@ -12,6 +13,7 @@ from configs import report as report_config
 from experiments import report
 from experiments.findings import findings, label
 
+FIGURES = ("gap.svg", "gap.png", "scores.svg", "scores.png")
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 MADE = {
     **{
@@ -112,6 +114,34 @@ def test_a_phone_can_show_the_page(made):
     assert page.wide == [] and {"table", "svg"} <= page.seen
 
 
+needs_browser = pytest.mark.skipif(not page_in_browser.browser(), reason="no Chromium on the path")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", page_in_browser.WIDTHS.values())
+def test_a_browser_without_a_network_shows_all_of_the_page(made, width):
+    folder, _ = made
+    seen = page_in_browser.look(folder / "report.html", width)
+    assert (seen.inner, seen.scroll) == (width, width)
+    assert seen.out == seen.problems == seen.requests == []
+    assert seen.letters >= 13
+
+
+@needs_browser
+def test_a_browser_finds_what_is_wrong_with_a_page(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<!DOCTYPE html><meta name=viewport content='width=device-width, initial-scale=1'>"
+        "<p style='width: 900px; font-size: 8px'>wide</p><img src='missing.png'>"
+        "<script>console.error('an error'); null.x</script>"
+    )
+    seen = page_in_browser.look(page, 360)
+    assert seen.out == ["P: wide"] and seen.scroll > 900 - 1 and seen.letters == 8
+    assert [url.rpartition("/")[2] for url in seen.requests] == ["missing.png"]
+    problems = " ".join(seen.problems)
+    assert all(word in problems for word in ("an error", "TypeError", "missing.png"))
+
+
 def test_the_page_and_markdown_have_the_same_tables(made):
     folder, page = made
     lines = (folder / "report.md").read_text().splitlines()
@@ -146,7 +176,7 @@ def test_the_same_study_is_the_same_page(made, tmp_path):
     folder, _ = made
     config = write(study(), tmp_path)
     report.run(config)
-    for name in ("report.html", "report.md", "gap.svg", "scores.svg", "gap.png"):
+    for name in ("report.html", "report.md", *FIGURES):
         assert (Path(config.workdir) / name).read_bytes() == (folder / name).read_bytes()
 
 

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from configs import fuzz as fuzz_config
 from experiments import dock as dock_command
 from experiments import fuzz, models, ranking, select
-from learnware_jax.dock import interop, store, texts
+from learnware_jax import figures
+from learnware_jax.dock import interop, opening, store, texts
 from learnware_jax.slm import lora, weights
 from learnware_jax.specification.header import (
     MAX_PARTS,
@@ -661,12 +662,12 @@ def test_a_domain_is_no_cell_and_no_element_of_a_report():
 
 
 def test_a_domain_is_no_mathematics_in_a_figure(tmp_path):
-    from experiments.figures import plot_rankings
-
     entry = {"id": "a", "domain": "$\\frac$", "distance": 0.0, "lower": 0.0, "upper": 0.1}
     user = {"id": "u", "n": 3, "kind": "own", "domain": "", "undominated": ["a"], "decision": "a"}
-    plot_rankings(tmp_path / "r.png", [user | {"ranking": [entry]}], 0.5)
-    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    drawn = figures.rankings([user | {"ranking": [entry]}], 0.5)
+    figures.save(drawn, tmp_path / "r")  # mathematics that is none would not be drawn
+    (legend,) = drawn.legends
+    assert [text.get_text() for text in legend.get_texts()] == [r"\$\frac\$"]
 
 
 def test_one_giant_does_not_take_the_memory_of_all(monkeypatch):
@@ -674,12 +675,12 @@ def test_one_giant_does_not_take_the_memory_of_all(monkeypatch):
     giant = learnware("giant")._replace(spec=RKME(points, np.full(40, 1 / 40)))
     dock = [learnware("a"), giant, learnware("b")]
     # As a pool: 3 learnwares of 40 points of 2 numbers of 4 bytes.
-    monkeypatch.setattr(ranking, "POOL_BYTES", 3 * 40 * 2 * 4)
-    assert ranking.without_giants(dock) == dock
-    monkeypatch.setattr(ranking, "POOL_BYTES", 3 * 40 * 2 * 4 - 1)
+    monkeypatch.setattr(opening, "POOL_BYTES", 3 * 40 * 2 * 4)
+    assert opening.without_giants(dock) == dock
+    monkeypatch.setattr(opening, "POOL_BYTES", 3 * 40 * 2 * 4 - 1)
     with pytest.warns(UserWarning, match="left out 'giant': it has 40 points, and half .* most 2;"):
-        assert [one.id for one in ranking.without_giants(dock)] == ["a", "b"]
-    assert ranking.without_giants([giant]) == [giant]
+        assert [one.id for one in opening.without_giants(dock)] == ["a", "b"]
+    assert opening.without_giants([giant]) == [giant]
 
 
 # Zips and texts

@@ -644,7 +644,8 @@ def _bury(path: StrPath, state: _State, rows: np.ndarray) -> None:
     if len(rows):
         with _writable(path, state, "rows", where="tombstone") as table:
             for row in rows.tolist():
-                table.seek(row * _ROW.itemsize + _ROW.fields["alive"][1])
+                at = _ROW.fields["alive"][1]  # pyright: ignore[reportOptionalSubscript]
+                table.seek(row * _ROW.itemsize + at)
                 table.write(b"\0")
 
 
@@ -682,7 +683,7 @@ def _row(state: _State, name: str) -> np.dtype:
 
 
 @contextmanager
-def _writing(path: StrPath, *, where: str, new: bool = False) -> Iterator[_State | None]:
+def _writing(path: StrPath, *, where: str, new: bool = False) -> Iterator[Any]:
     """The state of the index, while no other process writes to it; what a killed one left is
     deleted. Without an index: FileNotFoundError, or None where a `new` one may come."""
 

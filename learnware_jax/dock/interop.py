@@ -329,7 +329,7 @@ def _is_numbers(row: Any) -> bool:
     return isinstance(row, list) and all(type(number) in (int, float) for number in row)
 
 
-def _gaussian(gamma: Any, *, where: str) -> kernels.Gaussian:
+def _gaussian(gamma: Any, *, where: str) -> kernels.Kernel:
     try:
         return kernels.from_dict({"name": "gaussian", "gamma": gamma})
     except ValueError as error:
@@ -343,7 +343,7 @@ def _check_size(size: int, limit: int, *, where: str) -> None:
 
 def _header(specification: Specification) -> Header:
     spec, gamma, n, type, language = specification
-    points, dimension = spec.z.shape
+    points, dimension = np.shape(spec.z)
     space = {
         "encoder": f"learnware:{type}",
         "dimension": dimension,

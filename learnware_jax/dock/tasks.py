@@ -58,6 +58,15 @@ def read_texts(
     `source` is a task of the catalogue, a file (see `texts.read_file`, also for `column`), or a
     data set `OWNER/NAME[/CONFIG][:SPLIT]` (see `materials.fetch_dataset`; repeated texts once).
     A file called like a task needs a folder before it: `./fiqa`.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from learnware_jax import read_texts
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "mine.txt"
+    ...     _ = file.write_text("Oil rose again.\\nGold   fell.\\n")
+    ...     read_texts(file)
+    ['Oil rose again.', 'Gold fell.']
     """
     name = str(source)
     if name in TASKS:
@@ -134,7 +143,9 @@ def _chat(directory: str, pattern: str = "(.*)"):
     wanted = re.compile(pattern, re.DOTALL)
 
     def read(folder):
-        yield from (wanted.search(text).group(1) for text, _ in chat_rows(folder, directory))
+        for text, _ in chat_rows(folder, directory):
+            # Patterns fit all of their texts.
+            yield wanted.search(text)[1]  # pyright: ignore[reportOptionalSubscript]
 
     return read
 

@@ -39,6 +39,27 @@ def select(
 
     The decision is the closest learnware, or "none" when even that one is further than `threshold`
     (from `calibrate_threshold`). Other arguments and errors as in `rank` and `intervals`.
+
+    >>> import jax
+    >>> import numpy as np
+    >>> from learnware_jax import build_pool, reduce, select
+    >>> from learnware_jax.specification.kernels import Gaussian
+    >>> rng = np.random.default_rng(0)
+    >>> kernel = Gaussian(0.1)
+    >>> low, high, mine = (
+    ...     reduce(jax.random.key(0), rng.normal(center, 1, (50, 2)), 10, kernel)
+    ...     for center in (-2, 2, 2)
+    ... )
+    >>> pool = build_pool(
+    ...     [low.spec, high.spec],
+    ...     kernel,
+    ...     ids=["low", "high"],
+    ...     n=[low.n, high.n],
+    ...     residual=[low.residual, high.residual],
+    ... )
+    >>> found = select(mine.spec, pool, n=mine.n, residual=mine.residual, threshold=0.1)
+    >>> found.decision, found.undominated, bool(found.upper[0] < found.lower[1])
+    ('high', ('high',), True)
     """
     ranking = rank([user], pool, n=[n], top_k=top_k)
     index, distance = ranking.index[0], ranking.distance[0]
@@ -85,11 +106,11 @@ def held_out_distances(pool: Pool, groups: Sequence[str]) -> Float[np.ndarray, "
     holds roughly, not exactly. ValueError unless there is one group a learnware, and at least two
     groups.
     """
-    groups = np.asarray(groups)
+    named = np.asarray(groups)
     if len(groups) != len(pool.ids) or len(set(groups)) < 2:
         raise ValueError(
             f"held_out_distances: got {len(groups)} groups, {len(set(groups))} of them different, "
             f"for {len(pool.ids)} learnwares; want one each, and at least two different."
         )
     distance = distances(members(pool), pool, n=pool.n[: len(pool.ids)].tolist())
-    return np.where(groups[:, None] != groups, distance, np.inf).min(1)
+    return np.where(named[:, None] != named, distance, np.inf).min(1)

@@ -89,8 +89,8 @@ def rank_p_value(own: float, others: Sequence[float]) -> float:
 
     Were `own` and the others exchangeable, it would be at most a with probability at most a.
     """
-    others = np.asarray(others, float)
-    return float((1 + (others >= own).sum()) / (1 + len(others)))
+    at_least = np.asarray(others, float) >= own
+    return float((1 + at_least.sum()) / (1 + len(others)))
 
 
 def lowest_honest(honest: Sequence[float], rate: float) -> float:

@@ -106,6 +106,15 @@ def build_pool(
 
     Raises ValueError for no learnware, lists of different length, a repeated id, n < 1, a residual
     that is not finite, a specification that `check_rkme` refuses, or different dimensions.
+
+    >>> import numpy as np
+    >>> from learnware_jax import RKME, build_pool
+    >>> from learnware_jax.specification.kernels import Gaussian
+    >>> specs = [RKME(np.array([[0.0], [x]]), np.array([0.5, 0.5])) for x in (1.0, 2.0)]
+    >>> kernel, ids = Gaussian(1.0), ["near", "far"]
+    >>> pool = build_pool(specs, kernel, ids=ids, n=[40, 40], residual=[0.0, 0.0])
+    >>> pool.ids
+    ('near', 'far')
     """
     if not len(specs):
         raise ValueError("build_pool: got no specification; want at least one.")
@@ -171,14 +180,13 @@ def extend(
     new = [grown(np.asarray(a), b) for a, b in zip(old, arrays, strict=True)]
     with jax.enable_x64(True):
         z, z_squared, beta = map(jnp.asarray, new[:3])
-    self_term, n, residual = new[3:]
     return pool._replace(
         z=z,
         z_squared=z_squared,
         beta=beta,
-        self_term=self_term,
-        n=n,
-        residual=residual,
+        self_term=new[3],
+        n=new[4],
+        residual=new[5],
         ids=all_ids,
     )
 

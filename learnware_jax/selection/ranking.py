@@ -184,6 +184,15 @@ def rank(
     """The `top_k` closest learnwares (default: all) of every user, by `distances`.
 
     Equal distances keep the order of the pool. ValueError also for top_k < 1.
+
+    >>> import numpy as np
+    >>> from learnware_jax import RKME, build_pool, rank
+    >>> from learnware_jax.specification.kernels import Linear
+    >>> specs = [RKME(np.array([[x]]), np.array([1.0])) for x in (3.0, 1.0)]
+    >>> pool = build_pool(specs, Linear(), ids=["far", "near"], n=[1, 1], residual=[0.0, 0.0])
+    >>> found = rank([RKME(np.array([[0.5]]), np.array([1.0]))], pool, n=[1])
+    >>> [pool.ids[i] for i in found.index[0]], found.distance[0].tolist()
+    (['near', 'far'], [0.25, 6.25])
     """
     if top_k is not None and top_k < 1:
         raise ValueError(f"rank: got top_k={top_k}; want at least 1.")

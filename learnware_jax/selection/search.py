@@ -13,7 +13,7 @@ so that it does not depend on how many devices there are.
 import zlib
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,10 @@ class Found(NamedTuple):
     certified: Bool[np.ndarray, " q"]  # whether no other learnware can be closer
 
 
-def pool_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def pool_mesh(
+    # jax names its class by an assignment.
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
     """A mesh of these devices (default: all, of every process), for `place`."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh(
@@ -305,12 +308,12 @@ def search(
         (z, beta, biased, coordinates, rest, np.array(n)), specifications
     )
     unbiased = np.array([unbias(*pair) for pair in zip(biased, n.tolist(), strict=True)])
-    users = [_User(*user) for user in zip(z, beta, unbiased - biased, unbiased, strict=True)]
+    each = [_User(*user) for user in zip(z, beta, unbiased - biased, unbiased, strict=True)]
     found = []
-    for i in range(0, len(users), _USERS):
+    for i in range(0, len(each), _USERS):
         some = slice(i, i + _USERS)
         stage = coordinates[some], None if rest is None else rest[some]
-        found += _search(users[some], stage, sketches, specifications, top_k, most)
+        found += _search(each[some], stage, sketches, specifications, top_k, most)
     return Found(*map(np.stack, zip(*found, strict=True)))
 
 
@@ -355,7 +358,7 @@ def _check(users, coordinates, rest, sketches, specifications, n, top_k, most):
         )
 
 
-def _agree(arrays, specifications):
+def _agree(arrays, specifications) -> Any:
     """The arrays of process 0 in every process: one bit that differs, and they would part ways."""
     if jax.process_count() == 1:
         return arrays

@@ -265,10 +265,12 @@ def forward(
     layer_graph, layers = nnx.split(model.layers)
     windows = np.array(config.windows) if any(config.windows) else None
 
+    scale = None if adapter is None else adapter.scale
+
     def step(x, layer):
         state, window, low_rank, cached = layer
         if low_rank is not None:
-            low_rank = Adapter(*low_rank, adapter.scale)
+            low_rank = Adapter(*low_rank, scale)
         return nnx.merge(layer_graph, state)(x, positions, window, low_rank, cached, dtype)
 
     low_rank = None if adapter is None else (adapter.a, adapter.b)

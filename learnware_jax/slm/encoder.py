@@ -148,6 +148,11 @@ def load_encoder(folder: str | Path) -> Encoder:
 
     Raises FileNotFoundError if one is not there, ValueError if it is no such BERT, if a parameter
     stays empty or a tensor unused (both listed), or if tokenizer and weights do not fit.
+
+    >>> from learnware_jax import fetch, load_encoder
+    >>> encoder = load_encoder(fetch("all-MiniLM-L6-v2"))
+    >>> encoder.config.layers, encoder.config.width
+    (6, 384)
     """
     import safetensors.numpy
     from tokenizers import Tokenizer
@@ -253,6 +258,12 @@ def embed(
 
     With a `mesh` of this process's devices, the texts of a batch are cut over its axis "data" (of
     type Auto), `batch_tokens` are for each device, and the parameters are copied to all.
+
+    >>> from learnware_jax import embed, fetch, load_encoder
+    >>> encoder = load_encoder(fetch("all-MiniLM-L6-v2"))
+    >>> x = embed(encoder, ["Oil rose again.", "Crude was up.", "He went to school."])
+    >>> x.shape, bool(x[0] @ x[1] > x[0] @ x[2])
+    ((3, 384), True)
     """
     texts = _checked(texts)
     if dtype not in DTYPES:

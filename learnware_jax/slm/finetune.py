@@ -348,10 +348,10 @@ def train(
     check_settings(settings)
     for texts in run.texts:
         check_texts(texts, settings)
-    state = init_state(adapter, settings) if state is None else state
+    current = init_state(adapter, settings) if state is None else state
     if mesh is not None:
-        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-    begun = int(state.step[0])
+        current: State = jax.device_put(current, NamedSharding(mesh, PartitionSpec()))
+    begun = int(current.step[0])
     plans = [schedule(t, settings, s) for t, s in zip(run.texts, run.seeds, strict=True)]
     rates = jnp.asarray(run.rates, jnp.float32)
     for done, rows in enumerate(zip(*plans, strict=True), 1):
@@ -361,7 +361,7 @@ def train(
         batch = make_batch(parts, settings)
         tokens = sum(len(text.ids) for texts in parts for text in texts)
         batch = batch if mesh is None else shard_batch(batch, mesh)
-        state, metrics = step(state, batch, rates, params, config=config, settings=settings)
+        current, metrics = step(current, batch, rates, params, config=config, settings=settings)
         metrics = Metrics(*map(np.asarray, metrics))
         sound = np.isfinite(metrics.loss) & np.isfinite(metrics.norm)
         if not sound.all():
@@ -372,8 +372,8 @@ def train(
                 f"of {run.rates[worst]}; lower the rate, or lengthen the warm-up. Checkpoints made "
                 "before are unharmed."
             )
-        report(done, state, metrics, tokens)
-    return state
+        report(done, current, metrics, tokens)
+    return current
 
 
 def save_checkpoint(folder: str | Path, state: State, digest: str, *, keep: int = 2) -> Path:

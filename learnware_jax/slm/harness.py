@@ -35,7 +35,7 @@ def harness_model(
     For example `lm_eval.simple_evaluate(harness_model(load_model(folder)), tasks=["arc_easy"])`.
     Batches hold about `batch_tokens` tokens.
     """
-    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]  # an extra
 
     class HarnessModel(Requests, TemplateLM):
         """What lm_eval asks for is in `Requests`, how it splits texts in `TemplateLM`."""
@@ -100,7 +100,7 @@ class Requests:
             shape = tuple(np.searchsorted(WIDTHS, (len(prompt), longest)))
             for i in range(0, len(members), most):
                 parts[shape].append((prompt, members[i : i + most]))
-        found = [None] * len(requests)
+        found: list[Any] = [None] * len(requests)
         for part in parts.values():
             scores = score_choices(
                 self.model.params,
@@ -121,7 +121,11 @@ class Requests:
 
     def loglikelihood_rolling(self, requests: Sequence, disable_tqdm: bool = False) -> list[float]:
         """Of whole texts, token after token, in windows where they are longer than the model."""
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+        # An extra, as above.
+        from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
+            get_rolling_token_windows,
+            make_disjoint_window,
+        )
 
         windows, owners = [], []
         for i, request in enumerate(requests):

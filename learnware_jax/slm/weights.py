@@ -137,6 +137,11 @@ def load_model(path: str | Path, *, dtype: str = "float32") -> Model:
     in `dtype` ("float32" or "bfloat16"), norms and biases in float32. Raises FileNotFoundError if
     files are missing, ValueError if they are damaged, of a model that `decoder` has no form for, or
     if a parameter stays empty or a tensor unused (both listed).
+
+    >>> from learnware_jax import fetch, load_model
+    >>> model = load_model(fetch("SmolLM2-135M-Instruct"))
+    >>> model.config.layers, model.config.width
+    (30, 576)
     """
     path = Path(path)
     if dtype not in DTYPES:
@@ -437,6 +442,7 @@ def _read_end(folder: Path, settings: dict, tokenizer) -> int:
     token = _read_json(file).get("eos_token") if file.is_file() else None
     token = token.get("content") if isinstance(token, dict) else token
     named = settings.get("eos_token_id")
+    end: Any
     if isinstance(token, str) and token:
         # Of half a character no token is made.
         end = tokenizer.token_to_id(token.encode(errors="replace").decode())

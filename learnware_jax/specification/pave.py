@@ -100,7 +100,8 @@ def pull_to(params: Tree, start: Tree) -> Float[Array, ""]:
     tensors = sum(len(leaf) for leaf in leaves)
     # Not abs: JAX's derivative of |x| at 0 is 1, and every fit starts there.
     far = jax.tree.map(lambda p, s: ((p - s) * jnp.sign(p - s)).sum(), params, start)
-    return sum(jax.tree.leaves(far)) / tensors
+    total: Any = sum(jax.tree.leaves(far))
+    return total / tensors
 
 
 def _fit(loss, start, rows, order, update, pull):

@@ -12,7 +12,7 @@ random rows and herding publish real rows.
 import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -321,27 +321,26 @@ def reduce_many(
             f"reduce: got method={method!r}, start={start!r}; want a method of {REDUCERS} and a "
             "start of ('rows', 'noise')."
         )
-    weights = [None] * len(samples) if weights is None else list(weights)
-    if len(weights) != len(samples):
+    given: list[Any] = [None] * len(samples) if weights is None else list(weights)
+    if len(given) != len(samples):
         raise ValueError(
-            f"reduce: got {len(weights)} arrays of weights, {len(samples)} samples; want as many."
+            f"reduce: got {len(given)} arrays of weights, {len(samples)} samples; want as many."
         )
     checked = [
         _checked(x, w, where=f"reduce: sample {i}")
-        for i, (x, w) in enumerate(zip(samples, weights, strict=True))
+        for i, (x, w) in enumerate(zip(samples, given, strict=True))
     ]
-    samples, weights = [x for x, _ in checked], [w for _, w in checked]
-    dimensions = sorted({x.shape[1] for x in samples})
+    dimensions = sorted({x.shape[1] for x, _ in checked})
     if len(dimensions) > 1:
         raise ValueError(
             f"reduce: samples have dimensions {dimensions}; embed all of them with one encoder."
         )
     seeds = np.random.SeedSequence(np.asarray(jax.random.key_data(key)).tolist())
     rngs = [np.random.default_rng(s) for s in seeds.spawn(len(samples))]
-    points = [None] * len(samples)
+    points: list[Any] = [None] * len(samples)
     with jax.enable_x64(True):
         groups = {}
-        for i, (rng, x, w) in enumerate(zip(rngs, samples, weights, strict=True)):
+        for i, (rng, (x, w)) in enumerate(zip(rngs, checked, strict=True)):
             if len(x) < m:
                 logger.info("reduce: sample %d has %d rows, so it gets as many points.", i, len(x))
             size = min(m, len(x))
@@ -361,8 +360,8 @@ def reduce_many(
             fitted = _gauss_newton_points(list(fits.values()), kernel, steps, sphere)
             for i, result in zip(fits, fitted, strict=True):
                 points[i] = result
-        parts = zip(rngs, samples, weights, points, strict=True)
-        return [_weigh(rng, kernel, x, w, *p) for rng, x, w, p in parts]
+        parts = zip(rngs, checked, points, strict=True)
+        return [_weigh(rng, kernel, x, w, *p) for rng, (x, w), p in parts]
 
 
 def _checked(x, weights, *, where):
@@ -401,6 +400,16 @@ def reduce(
     weights: Float[ArrayLike, " n"] | None = None,
     **options,
 ) -> Reduced:
-    """A reduced set of at most m points for one sample; options and errors as in `reduce_many`."""
-    weights = None if weights is None else [weights]
-    return reduce_many(key, [x], m, kernel, weights=weights, **options)[0]
+    """A reduced set of at most m points for one sample; options and errors as in `reduce_many`.
+
+    >>> import jax
+    >>> import numpy as np
+    >>> from learnware_jax import reduce
+    >>> from learnware_jax.specification.kernels import Gaussian
+    >>> x = np.random.default_rng(0).normal(size=(200, 2))
+    >>> reduced = reduce(jax.random.key(0), x, 10, Gaussian(0.5), start="noise")
+    >>> reduced.spec.z.shape, reduced.n, bool(reduced.residual < 1e-3)
+    ((10, 2), 200, True)
+    """
+    several = None if weights is None else [weights]
+    return reduce_many(key, [x], m, kernel, weights=several, **options)[0]

@@ -18,7 +18,17 @@ from learnware_jax.specification.kernels import (
 
 
 class RKME(NamedTuple):
-    """The function mu = sum_j beta_j k(z_j, .). A whole sample is one too: its rows, each 1/n."""
+    """The function mu = sum_j beta_j k(z_j, .). A whole sample is one too: its rows, each 1/n.
+
+    >>> import numpy as np
+    >>> from learnware_jax import RKME
+    >>> from learnware_jax.specification.kernels import Gaussian
+    >>> from learnware_jax.specification.rkme import squared_mmd
+    >>> p = RKME(np.array([[0.0]]), np.array([1.0]))
+    >>> q = RKME(np.array([[0.0], [1.0]]), np.array([0.5, 0.5]))
+    >>> round(float(squared_mmd(p, q, Gaussian(1.0))), 4)  # half of 1 - exp(-1)
+    0.3161
+    """
 
     z: Float[ArrayLike, "m d"]
     beta: Float[ArrayLike, " m"]

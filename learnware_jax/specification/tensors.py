@@ -6,7 +6,7 @@ gigabytes, and keeps the last of two equal names.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from learnware_jax.specification.header import parse_json, printable
 
@@ -84,5 +84,5 @@ def _stored(name: str, entry: object, start: int) -> Stored:
     return Stored(dtype, tuple(shape), start + place[0], start + place[1])
 
 
-def _are_counts(value: object) -> bool:
+def _are_counts(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
