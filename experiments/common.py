@@ -142,7 +142,8 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    done, told = 0, time.monotonic()
+    done, begun = 0, time.monotonic()
+    told = begun
 
     def count(more: int) -> None:
         nonlocal done, told
@@ -155,6 +156,8 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task(description, total=total)
         yield count
+    if told > begun:
+        say(f"{description}: {done:,} of {total:,}")
 
 
 def named(names: Sequence[str]) -> str:

@@ -31,10 +31,11 @@ from experiments.models import (
     template_of,
     with_base,
 )
-from experiments.ranking import OpenDock, Ranked, domain_of, open_dock, rank_users, threshold_for
+from experiments.ranking import OpenDock, Ranked, open_dock, rank_users
 from learnware_jax import figures
 from learnware_jax.dock import store
 from learnware_jax.dock.labelled import Example, load_examples
+from learnware_jax.dock.opening import domain_of, threshold_for
 from learnware_jax.selection.decision import NONE_FITS
 from learnware_jax.selection.regret import gap_closed
 from learnware_jax.slm import reuse

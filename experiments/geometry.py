@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from experiments import build
 from experiments.common import dock_line, write_json
-from experiments.ranking import domain_of, pool_of
 from learnware_jax import figures
 from learnware_jax.dock import store
+from learnware_jax.dock.opening import domain_of, pool_of
 from learnware_jax.selection.pool import biased_self_terms, members
 from learnware_jax.selection.ranking import cross_deficits
 from learnware_jax.specification import kernels

@@ -15,9 +15,7 @@ from experiments.common import (
     reducer_options,
 )
 from learnware_jax.dock import signature, store
-from learnware_jax.dock.opening import domain_of as domain_of
 from learnware_jax.dock.opening import pool_of, without_giants
-from learnware_jax.dock.opening import threshold_for as threshold_for
 from learnware_jax.selection.decision import Selection, select
 from learnware_jax.selection.mixture import Mixture, greedy_mixture
 from learnware_jax.selection.pool import Pool

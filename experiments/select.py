@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 from experiments import build, evaluate, evaluation
 from experiments.common import data_line, dock_line, header_of, named, say, write_json
 from experiments.models import labelled_of
-from experiments.ranking import domain_of, open_dock, rank_users, threshold_for, trusted_keys
+from experiments.ranking import open_dock, rank_users, trusted_keys
 from learnware_jax import figures
 from learnware_jax.dock import store
 from learnware_jax.dock.labelled import load_examples
+from learnware_jax.dock.opening import domain_of, threshold_for
 from learnware_jax.dock.tasks import load_task, read_texts
 from learnware_jax.selection.decision import NONE_FITS
 
@@ -118,7 +119,9 @@ def preview(config: ConfigDict) -> dict[str, str]:
     dock = dock_line(config.dock) if config.dock else build.preview(config.build)["dock"]
     following = "select --config=configs/select.py:quickstart --config.user.data=FILE"
     if own:
-        following = f"evaluate --config=configs/evaluate.py:mine --config.data.source={own}"
+        path = config.dock or config.build.dock
+        following = f"evaluate --config=configs/evaluate.py:mine --config.dock={path}"
+        following += " --config.data.source=ROWS_WITH_ANSWERS"
     return {"dock": dock, "users": users, "next": following}
 
 

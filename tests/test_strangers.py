@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from configs import fuzz as fuzz_config
 from experiments import dock as dock_command
-from experiments import fuzz, models, ranking, select
+from experiments import fuzz, models, select
 from learnware_jax import figures
 from learnware_jax.dock import interop, opening, store, texts
 from learnware_jax.slm import lora, weights
@@ -633,10 +633,10 @@ def test_a_listing_shows_no_strangers_escapes(tmp_path, card, capsys):
 
 
 def test_a_domain_is_shown_as_text():
-    shown = ranking.domain_of(learnware("a", domain=HOSTILE))
+    shown = opening.domain_of(learnware("a", domain=HOSTILE))
     assert shown.isprintable() and shown.startswith(r"\x1b]0;owned\x07\x1b[2J\u202eevil\n")
-    assert ranking.domain_of(learnware("a", domain="")) == "a" == ranking.domain_of(learnware("a"))
-    assert ranking.domain_of(learnware("a", domain="law")) == "law"
+    assert opening.domain_of(learnware("a", domain="")) == "a" == opening.domain_of(learnware("a"))
+    assert opening.domain_of(learnware("a", domain="law")) == "law"
 
 
 @pytest.mark.parametrize("model", [HOSTILE, {"name": HOSTILE, "weights_sha256": [HOSTILE]}])

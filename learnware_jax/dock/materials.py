@@ -472,6 +472,7 @@ def _download_dataset(name: str, cache: Path, tried: list[Path]) -> None:
     """Write every split of a data set of the hub below `cache`, whole or not at all."""
     import datasets
 
+    logger.info("Data set %s is not below %s: the hub is asked.", name, " or ".join(map(str, tried)))
     owner, dataset, *configuration = name.split("/")
     known, splits = [], {}
     try:
