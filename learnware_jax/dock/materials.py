@@ -472,7 +472,8 @@ def _download_dataset(name: str, cache: Path, tried: list[Path]) -> None:
     """Write every split of a data set of the hub below `cache`, whole or not at all."""
     import datasets
 
-    logger.info("Data set %s is not below %s: the hub is asked.", name, " or ".join(map(str, tried)))
+    places = " or ".join(map(str, tried))
+    logger.info("Data set %s is not below %s: the hub is asked.", name, places)
     owner, dataset, *configuration = name.split("/")
     known, splits = [], {}
     try:
@@ -483,7 +484,7 @@ def _download_dataset(name: str, cache: Path, tried: list[Path]) -> None:
             splits = datasets.load_dataset(f"{owner}/{dataset}", *configuration, cache_dir=own)
     except Exception as error:  # the hub's client raises dozens of unrelated types
         raise FileNotFoundError(
-            f"fetch_dataset: data set {name!r} is not below {' or '.join(map(str, tried))} and the "
+            f"fetch_dataset: data set {name!r} is not below {places} and the "
             f"hub could not deliver it. With a connection to the hub, run `{COMMAND} {name}`, or "
             f"set LEARNWARE_MIRROR to a folder that holds {name}/SPLIT.jsonl. "
             f"The hub's client said: {type(error).__name__}: {error}"
