@@ -69,7 +69,7 @@ setup(
         "platformdirs>=4",
         "pyyaml>=6",
         "rank-bm25>=0.2.2",
-        "rich>=13.7",
+        "rich>=14",
         "safetensors>=0.5",
         "scikit-learn>=1.8",
         "scipy>=1.13",

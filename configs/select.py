@@ -10,7 +10,7 @@ python -m experiments.select --config=configs/select.py:catalogue
     then ranks it for 56 users.
 python -m experiments.select --config=configs/select.py:evaluation
     The same, and a summary over 5 seeds and 8 to 512 rows a user: 10-20 min on 2 cores the first
-    time. Its table is in README.
+    time. Its table is in docs/selection.md.
 python -m experiments.select --config=configs/select.py:smoke
     6 learnwares, 9 users: 20 s.
 

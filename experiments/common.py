@@ -142,21 +142,20 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    done, begun = 0, time.monotonic()
-    told = begun
+    done, shown, told = 0, 0, time.monotonic()
 
     def count(more: int) -> None:
-        nonlocal done, told
+        nonlocal done, shown, told
         done += more
         progress.advance(task, more)
         if progress.disable and time.monotonic() - told > SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
+            shown, told = done, time.monotonic()
             say(f"{description}: {done:,} of {total:,}")
 
     with Progress(console=console, transient=True, disable=not console.is_interactive) as progress:
         task = progress.add_task(description, total=total)
         yield count
-    if told > begun:
+    if 0 < shown < done:  # who saw it begin sees it end
         say(f"{description}: {done:,} of {total:,}")
 
 

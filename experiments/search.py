@@ -254,4 +254,3 @@ def _show(output: dict, workdir: Path) -> None:
         soft_wrap=True,
     )
     print(f"data    {workdir / 'results.json'}")
-    print("next    your own: --config.users='(\"FILE\",)', texts or a specification")

@@ -197,8 +197,9 @@ print(f"chance of a split as uneven as this by tossing coins: {chance:.3f}")
 # one. They are worse at finding a *relative*, which is what a user needs whose own task is not in
 # the dock; that the five unseen tasks do not show it is what five tasks are worth. The mean of
 # embeddings does as well as the RKME here: on docks whose tasks differ in topic, the points buy
-# nothing (README says the same of larger docks); they are there for tasks that differ in shape, for
-# mixtures and for intervals. Trigrams make a fine baseline: a new specification should beat them.
+# nothing ([a larger dock](../docs/selection.md) says the same); they are there for tasks that
+# differ in shape, for mixtures and for intervals. Trigrams make a fine baseline: a new
+# specification should beat them.
 
 # %% [markdown]
 # ## What next

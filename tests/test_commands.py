@@ -395,6 +395,12 @@ def test_progress_is_lines_in_a_pipe_and_a_bar_on_a_terminal(monkeypatch, capsys
         advance(5)
         advance(1200)
     assert capsys.readouterr().err == "rows: 5 of 2,000\nrows: 1,205 of 2,000\n"
+    with common.bar("rows", 12) as advance:
+        advance(5)
+        monkeypatch.setattr(common, "SECONDS_BETWEEN_LINES", 60)
+        advance(6)
+        advance(1)
+    assert capsys.readouterr().err == "rows: 5 of 12\nrows: 12 of 12\n"
 
     class Terminal(io.StringIO):
         def isatty(self):
