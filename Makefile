@@ -1,7 +1,7 @@
 # make demo   set everything up, select learnwares for real tasks, and use them
 # make test   lint, types, and all tests
 # make docs   the documentation as a site: site/index.html
-# make bench  the benchmarks that README quotes; beside peers after pip install ".[bench,parity]"
+# make bench  the benchmarks that docs/speed.md quotes; beside peers after pip install ".[bench,parity]"
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -2,7 +2,7 @@
 
 python -m experiments.audit --config=configs/audit.py:quickstart
     Attacks every kind of specification of 100, 1,000 and 10,000 texts, and ranks a dock of the same
-    kind: over an hour on 2 cores, half of it for texts and gradients; resumable row by row. The
+    kind: over 1 h on 2 cores, half of it for texts and gradients; resumable row by row. The
     results that docs/privacy.md quotes are in experiments/results/audit.json.
 python -m experiments.audit --config=configs/audit.py:smoke
     A few kinds, 30 texts, a tiny random model: under 40 s.

@@ -5,7 +5,7 @@ python -m experiments.families --config=configs/families.py:quickstart
     the same tasks. "family": 10 learnwares for one label set, sentiment, from 10 sources, for users
     of the same sources whose own learnware is left out. 10 adapters are tuned first, and every
     model is scored on every task; then specifications are made and ranked, for 2 to 256 rows a
-    user, 5 seeds: about 2 hours on 2 cores in all, resumable. Four of the sources are data sets of
+    user, 5 seeds: about 2 h on 2 cores in all, resumable. Four of the sources are data sets of
     the hub, or of a local mirror named by LEARNWARE_MIRROR.
 python -m experiments.families --config=configs/families.py:development
     Fits three development tasks by the published settings, as published and with the gradients of

@@ -1,8 +1,10 @@
 r"""Fine-tuning of low-rank adapters.
 
-python -m experiments.finetune --config=configs/finetune.py:quickstart   14 tasks on SmolLM2-135M
+python -m experiments.finetune --config=configs/finetune.py:quickstart   14 tasks on SmolLM2-135M:
+    40 min on 2 cores
 python -m experiments.finetune --config=configs/finetune.py:mine --config.data.mine.source=FILE \
-    --config.data.mine.text=question --config.data.mine.answer=answer    your own data
+    --config.data.mine.text=question --config.data.mine.answer=answer    your own data: 1 to 7
+    min for 100 steps on 2 cores
 python -m experiments.finetune --config=configs/finetune.py:qwen2.5-7b --config.plan=true
 python -m experiments.finetune --config=configs/finetune.py:llama3.1-8b  at the scale of the paper;
     never run, for want of such machines

@@ -35,6 +35,7 @@ from experiments.common import (
     own_points,
     reducer_options,
     say,
+    setting,
     space_of,
     warn_of_publishing,
 )
@@ -102,8 +103,8 @@ class Job(NamedTuple):
 
 
 def preview(config: ConfigDict) -> dict[str, str]:
-    """What `run` will do, in words; the errors that it would begin with."""
-    jobs, _, present = jobs_of(config)
+    """What `run` will do, in words; the errors that it would begin with, less those of a model."""
+    jobs, adapters, present = jobs_of(config, open_base=False)
     missing = [id for id in jobs if id not in present]
     tuned = [task.name for task in labelled_of(config.labelled) if task.name in missing]
     lines = {
@@ -112,7 +113,10 @@ def preview(config: ConfigDict) -> dict[str, str]:
     }
     if tuned:
         lines["adapters"] = f"fine-tuned first, in {config.finetune.workdir}: {named(tuned)}"
-    following = f"select --config=configs/select.py:quickstart --config.dock={config.dock}"
+    if adapters:
+        base = config.finetune.model.name
+        lines["adapters"] = f"{named([*adapters])}, checked against {base} when the run begins"
+    following = f"select --config=configs/select.py:quickstart {setting('dock', config.dock)}"
     return lines | {"next": f"{following} --config.user.data=FILE"}
 
 
@@ -121,7 +125,7 @@ def run(config: ConfigDict) -> dict:
 
     Somebody's learnwares are all checked before any work; if one is unsound, none is added.
     """
-    jobs, adapters, present = jobs_of(config)
+    jobs, adapters, present = jobs_of(config, open_base=True)
     warn_of_publishing(config.specification)
     if kept := [id for id, job in jobs.items() if job.own and id in present]:
         say(f"{config.dock} has these with the same adapters, and keeps them: {', '.join(kept)}.")
@@ -145,11 +149,12 @@ def run(config: ConfigDict) -> dict:
 
 
 def jobs_of(
-    config: ConfigDict,
+    config: ConfigDict, *, open_base: bool
 ) -> tuple[dict[str, Job], dict[str, dict[str, bytes]], set[str]]:
     """What the dock is to hold by id, the adapters of somebody's learnwares, and the ids it has.
 
-    ValueError or FileNotFoundError for what cannot be made, before any work.
+    ValueError or FileNotFoundError for what cannot be made, before any work. Adapters are checked
+    against their base model if it may be opened, which can take a download.
     """
     own = config.learnware
     if (
@@ -176,7 +181,7 @@ def jobs_of(
             "dock, or make a dock with --config=configs/build.py:quickstart first."
         )
     present = _present(config.dock)
-    submitted, adapters = _check_submissions(config, jobs, present)
+    submitted, adapters = _check_submissions(config, jobs, present, open_base)
     jobs |= submitted
     if not jobs:
         raise ValueError(
@@ -258,7 +263,7 @@ def _submissions(config: ConfigDict) -> list[Submission]:
 
 
 def _check_submissions(
-    config: ConfigDict, others: Collection[str], present: Collection[str]
+    config: ConfigDict, others: Collection[str], present: Collection[str], open_base: bool
 ) -> tuple[dict[str, Job], dict[str, dict[str, bytes]]]:
     """The jobs of somebody's learnwares and the files of their adapters, by id.
 
@@ -266,14 +271,15 @@ def _check_submissions(
     ValueError lists everything that is wrong with any of them.
     """
     submissions = _submissions(config)
-    if any(submission.adapter for submission in submissions):
+    base = None
+    if open_base and any(submission.adapter for submission in submissions):
         model = open_model(config.finetune.model)
-        described = describe(model, template_of(config.finetune.template))
+        base = model, describe(model, template_of(config.finetune.template))
     jobs, adapters, problems = {}, {}, []
     for id, card, texts, folder in submissions:
         checks = {"id": partial(_check_name, id, others), "card": card, "texts": texts}
         if folder:
-            checks["adapter"] = partial(_own_adapter, folder, model, described)
+            checks["adapter"] = partial(_own_adapter, folder, base)
         found = {}
         for part, check in checks.items():
             try:
@@ -290,7 +296,8 @@ def _check_submissions(
             )
         if adapter is not None:
             adapters[id] = adapter
-            found["card"]["model"] = described
+            if base:
+                found["card"]["model"] = base[1]
         jobs[id] = Job(found["card"], partial(list, found["texts"]), own=True)
     if problems:
         raise ValueError(
@@ -335,12 +342,15 @@ def _own_card(folder: Path) -> dict[str, Any]:
     return {"name": folder.name} | card
 
 
-def _own_adapter(folder: str | Path, model: Model, described: dict) -> dict[str, bytes]:
+def _own_adapter(folder: str | Path, base: tuple[Model, dict] | None) -> dict[str, bytes]:
     """The files of somebody's adapter.
 
-    ValueError if they do not fit the model at hand, or say that they are for another.
+    ValueError if they do not fit the base model and what is said of it, or are for another.
     """
     files = store.read_peft(Path(folder).expanduser(), where="build")
+    if base is None:
+        return files
+    model, described = base
     lora.from_peft(files, model.config)
     said = json.loads(files[lora.CONFIG_FILE]).get("learnware_jax", described)
     if said != described:

@@ -54,7 +54,12 @@ def launch(name: str, *, several_hosts: bool = False) -> None:
 
 def main(name: str, arguments: Sequence[str], *, several_hosts: bool = False) -> int:
     """Run the program NAME with these arguments; the exit status."""
-    return guarded(lambda: _main(name, arguments, several_hosts), debug="--debug" in arguments)
+    return guarded(lambda: _main(name, arguments, several_hosts), debug=wants_debug(arguments))
+
+
+def wants_debug(arguments: Sequence[str]) -> bool:
+    """Whether arguments ask for tracebacks; they may be too wrong to be parsed."""
+    return any(re.fullmatch(r"--?debug(=(true|t|1))?", each, re.IGNORECASE) for each in arguments)
 
 
 def _main(name: str, arguments: Sequence[str], several_hosts: bool) -> int:
@@ -105,6 +110,10 @@ def explain(error: BaseException, *, debug: bool, lost: str = "") -> int:
     if debug:
         traceback.print_exception(error)
     status, text = BAD_INPUT, f"error: {error}"
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has seen enough, and nobody reads what is left of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
     if lost:
         status, text = LOST, f"error: {lost}"
     elif isinstance(error, KeyboardInterrupt):
@@ -171,7 +180,7 @@ def read(
         if match and (key := re.sub(r"\[.*", "", match[1])) not in known:
             raise ValueError(_wrong_key(key, known))
         flag = re.match(r"--?([^=]+)", argument)
-        right = ["config", "help", *values, *(f"no{flag}" for flag in values)]
+        right = ["config", *values, *(f"no{flag}" for flag in values)]
         if flag and not match and flag[1] not in right:
             candidates = [*right, *(f"config.{key}" for key in known)]
             raise ValueError(f"--{flag[1]} is no flag.{_closest(flag[1], candidates, '--')}")
@@ -233,9 +242,18 @@ def load(file: Path, size: str) -> ConfigDict:
 
 
 def _module(file: Path) -> ModuleType:
+    """A configuration as a module. ValueError if it cannot be one."""
     spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)
+    if spec is None:
+        raise ValueError(f"--config: {file} is no Python file; want one with get_config(size).")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # of somebody's own file: anything
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--config: {file} cannot be run: {said}") from error
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config: {file} has no get_config(size).")
     return module
 
 

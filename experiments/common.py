@@ -9,6 +9,7 @@ import logging as python_logging
 import math
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -157,6 +158,11 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
         yield count
     if 0 < shown < done:  # who saw it begin sees it end
         say(f"{description}: {done:,} of {total:,}")
+
+
+def setting(name: str, value: object) -> str:
+    """A setting as a shell takes it, for commands that are proposed."""
+    return shlex.quote(f"--config.{name}={value}")
 
 
 def named(names: Sequence[str]) -> str:

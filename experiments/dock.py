@@ -189,4 +189,4 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command.guarded(lambda: run(sys.argv[1:]), debug="--debug" in sys.argv))
+    sys.exit(command.guarded(lambda: run(sys.argv[1:]), debug=command.wants_debug(sys.argv)))

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.common import data_line, dock_line, embed_texts, named, say, write_json
+from experiments.common import data_line, dock_line, embed_texts, named, say, setting, write_json
 from experiments.finetune import read_source
 from experiments.models import (
     chosen,
@@ -128,7 +128,8 @@ def preview(config: ConfigDict) -> dict[str, str]:
         raise ValueError(NOTHING)
     following = "evaluate --config=configs/evaluate.py:mine --config.data.source=FILE"
     if config.data.source:
-        following = f"geometry --config=configs/geometry.py:quickstart --config.dock={config.dock}"
+        dock = setting("dock", config.dock)
+        following = f"geometry --config=configs/geometry.py:quickstart {dock}"
     return lines | {"next": following}
 
 

@@ -73,13 +73,26 @@ class Ended(NamedTuple):
 
 def preview(config: ConfigDict) -> dict[str, str]:
     """What `run` will do, in words."""
-    file = Path(config.workdir) / "results.json"
-    done = len(json.loads(file.read_text())["rows"]) if file.exists() else 0
     kills = ", ".join(f"{sum(counts)} of {name}" for name, counts in config.kills.items())
+    done = len(_kept(config)["rows"])
     return {
-        "kills": kills + (f"; {done} are done, and count if made with these settings" * bool(done)),
+        "kills": kills + f"; {done} are done" * bool(done),
         "next": "fuzz --config=configs/fuzz.py:smoke",
     }
+
+
+def _plan(config: ConfigDict) -> dict[str, Any]:
+    # Tuples are lists, as they are in the file.
+    return json.loads(json.dumps({"kills": config.kills.to_dict(), "seed": config.seed}))
+
+
+def _kept(config: ConfigDict) -> dict[str, Any]:
+    """What an earlier run by the same plan has kept; nothing where there is none."""
+    file = Path(config.workdir) / "results.json"
+    old = json.loads(file.read_text()) if file.exists() else {}
+    if isinstance(old, dict) and old.get("plan") == _plan(config):
+        return old
+    return {"rows": [], "runs": {}, "seconds": 0.0}
 
 
 def run(config: ConfigDict) -> dict:
@@ -94,10 +107,7 @@ def run(config: ConfigDict) -> dict:
         doing=f"is killing in {workdir}",
         otherwise="name another --config.workdir",
     ):
-        plan = {"kills": config.kills.to_dict(), "seed": config.seed}
-        plan = json.loads(json.dumps(plan))  # tuples are lists, as they will be in the file
-        old = json.loads(file.read_text()) if file.exists() else {}
-        output = old if old.get("plan") == plan else {"rows": [], "runs": {}, "seconds": 0.0}
+        plan, output = _plan(config), _kept(config)
         rows, runs, before = output["rows"], output["runs"], output["seconds"]
         known = {(row["job"], row["mode"], row["number"]) for row in rows}
         with bar("kills", sum(sum(counts) for counts in plan["kills"].values())) as advance:

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 import functools
 import hashlib
 import json
+import shlex
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -707,7 +708,7 @@ def preview(config: ConfigDict) -> dict[str, str]:
         "dock": dock_line(config.dock),
         "model": config.model.name,
         "users": named(tasks),
-        "next": f"dock --dock={config.dock} --check",
+        "next": f"dock {shlex.quote(f'--dock={config.dock}')} --check",
     }
 
 

@@ -59,9 +59,9 @@ def check(config: ConfigDict) -> None:
 def preview(config: ConfigDict) -> dict[str, str]:
     """What `run` will do, in words; the errors that it would begin with."""
     check(config)
-    dock = dock_line(config.dock) if config.dock else build.preview(config.build)["dock"]
+    dock = {"dock": dock_line(config.dock)} if config.dock else build.preview(config.build)
     following = "geometry --config=configs/geometry.py:quickstart --config.dock=DOCK"
-    return {"dock": dock, "next": following}
+    return dock | {"next": following}
 
 
 def run(config: ConfigDict) -> dict:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy import stats
 
-from experiments.common import write_json
+from experiments.common import setting, write_json
 from learnware_jax import figures
 from learnware_jax.selection import regret
 from learnware_jax.selection.bootstrap import interval, resampled
@@ -70,7 +70,7 @@ def preview(config: ConfigDict) -> dict[str, str]:
     if config.picks:
         read_picks(config.picks, table)
     found = f"{len(table.tasks)} tasks, {len(table.learnwares)} learnwares"
-    following = f"replay --config=configs/replay.py --config.scores={config.scores}"
+    following = f"replay --config=configs/replay.py {setting('scores', config.scores)}"
     return {
         "scores": f"{config.scores}: {found}",
         "picks": config.picks or "the published ones",

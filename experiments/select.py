@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import build, evaluate, evaluation
-from experiments.common import data_line, dock_line, header_of, named, say, write_json
+from experiments.common import data_line, dock_line, header_of, named, say, setting, write_json
 from experiments.models import labelled_of
 from experiments.ranking import open_dock, rank_users, trusted_keys
 from learnware_jax import figures
@@ -116,13 +116,13 @@ def preview(config: ConfigDict) -> dict[str, str]:
         users = data_line(own, lambda: f"{len(own_texts(config))} texts")
     else:
         users = named([task.name for tasks in tasks_of_users(config) for task in tasks])
-    dock = dock_line(config.dock) if config.dock else build.preview(config.build)["dock"]
+    dock = {"dock": dock_line(config.dock)} if config.dock else build.preview(config.build)
     following = "select --config=configs/select.py:quickstart --config.user.data=FILE"
     if own:
         path = config.dock or config.build.dock
-        following = f"evaluate --config=configs/evaluate.py:mine --config.dock={path}"
+        following = f"evaluate --config=configs/evaluate.py:mine {setting('dock', path)}"
         following += " --config.data.source=ROWS_WITH_ANSWERS"
-    return {"dock": dock, "users": users, "next": following}
+    return dock | {"users": users, "next": following}
 
 
 def run(config: ConfigDict) -> dict:

@@ -32,6 +32,7 @@ from experiments.common import (
     named,
     open_encoder,
     say,
+    setting,
     space_of,
     write_json,
 )
@@ -105,7 +106,7 @@ def preview(config: ConfigDict) -> dict[str, str]:
     missing = [id for id in wanted if id not in made]
     users = {split: len(labelled_of(config[section])) for split, section in SPLITS.items()}
     file = Path(config.workdir) / "study.json"
-    following = f"report --config=configs/report.py --config.study={file}"
+    following = f"report --config=configs/report.py {setting('study', file)}"
     return {
         "model": config.model.name,
         "dock": f"{config.dock}: {len(wanted) - len(missing)} of {len(wanted)} learnwares are there"

@@ -147,7 +147,7 @@ share.round(2)
 #
 # - Your own file: `python -m experiments.select --config=configs/select.py:quickstart
 #   --config.user.data=FILE --config.workdir=runs/mine` does the above and writes table and figure.
-# - Your own rows with answers: `experiments.evaluate --config=configs/evaluate.py:mine` (README)
-#   counts as above, for the selected model and for all others.
+# - Your own rows with answers: `experiments.evaluate --config=configs/evaluate.py:mine`
+#   ([docs/uses.md](../docs/uses.md)) counts as above, for the selected model and for all others.
 # - How sure a ranking is, and when to take none: [reading_a_ranking.py](reading_a_ranking.py).
 # - A distance compares what texts are about, not how good a model is: see there, too.

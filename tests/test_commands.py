@@ -2,9 +2,11 @@
 
 import importlib
 import io
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import command, common
+from experiments import build, command, common
 from experiments import dock as dock_command
 
 REPOSITORY = Path(__file__).parent.parent
@@ -116,7 +118,7 @@ def test_examples_of_help_can_be_run(name, here):
 def test_every_size_exists_and_has_a_text(name, size, here):
     file = Path(f"configs/{name}.py")
     assert "dry_run" not in command.load(file, size)  # results of old runs are found by settings
-    assert command.about(file, size) != "no time is noted for this size"
+    assert re.search(r"\d+ (s|min|h)\b|[Nn]ever run", command.about(file, size))
 
 
 def test_the_text_of_a_size_is_what_stands_behind_or_below_its_command():
@@ -189,6 +191,29 @@ def test_a_wrong_command_line_is_explained_in_a_paragraph(here, capsys, argument
     assert "\n\n" not in said.err and said.err.count("\n") == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("mine.py", "def get_config(:", "mine.py cannot be run: SyntaxError: "),
+        ("mine.py", "raise KeyError('x')", "mine.py cannot be run: KeyError: 'x'"),
+        ("mine.py", "config = 1", "mine.py has no get_config(size)."),
+        ("mine.json", "{}", "mine.json is no Python file; want one with get_config(size)."),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_bad_input(tmp_path, capsys, name, text, message):
+    (tmp_path / name).write_text(text)
+    assert command.main("select", [f"--config={tmp_path / name}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--debug", "-debug", "--debug=true", "--debug=1"])
+def test_a_traceback_is_shown_where_it_is_asked_for(here, capsys, flag):
+    assert command.main("select", [flag, "--config.usr.data=x"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert command.main("select", ["--debug=false", "--config.usr.data=x"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_settings_are_read_as_they_are_given(here, tmp_path):
     config, values = command.read(
         "search",
@@ -252,6 +277,34 @@ def test_what_to_try_next_can_be_run(name, home):
     parses(importlib.import_module(f"experiments.{name}").preview(config)["next"])
 
 
+def test_proposed_commands_are_quoted(home):
+    shutil.copytree(home / "docks/quickstart", home / "my dock's")
+    own = ["--config.user.data=picks.csv", "--config.user.column=task"]
+    config, _ = command.read("select", [*own, "--config.dock=my dock's"])
+    told = importlib.import_module("experiments.select").preview(config)["next"]
+    assert "--config.dock=my dock's" in shlex.split(told)
+
+
+def test_a_dry_run_opens_no_model(home, monkeypatch):
+    """A base model may have to be downloaded; only what lies in the folders is checked."""
+
+    def opened(settings):
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr(build, "open_model", opened)
+    folder = home / "adapters" / "sums"
+    shutil.copytree(home / "docks/quickstart/learnwares/arithmetic/adapter", folder)
+    (folder / "texts.txt").write_text("17 + 25\n3 + 4\n")
+    arguments = ["--config=configs/build.py:own", f"--config.adapters={home / 'adapters'}"]
+    config, _ = command.read("build", [*arguments, f"--config.dock={home / 'new'}"])
+    told = build.preview(config)
+    assert told["dock"] == f"{home / 'new'}: 0 learnwares are there; to be made: 1 (sums)"
+    assert told["adapters"].startswith("1 (sums), checked against SmolLM2-135M-Instruct when")
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match="sums: adapter: "):
+        build.preview(config)
+
+
 def test_a_run_goes_on_from_what_is_there(home):
     """Lines count what has been made already."""
     for name in ("recurrences", "arithmetic"):
@@ -263,10 +316,16 @@ def test_a_run_goes_on_from_what_is_there(home):
         assert f"; {count} are there, " in preview["adapters"]
     config, _ = command.read("faults", ["--config=configs/faults.py:smoke"])
     (home / config.workdir).mkdir()
-    (home / config.workdir / "results.json").write_text('{"rows": [1, 2, 3]}')
-    assert (
-        "; 3 are done, " in importlib.import_module("experiments.faults").preview(config)["kills"]
-    )
+    faults = importlib.import_module("experiments.faults")
+    plan = {"kills": config.kills.to_dict(), "seed": config.seed}
+    for old, told in (
+        (plan, "; 3 are done"),
+        (plan | {"seed": 9}, "2 of specify"),
+        (None, "ecify"),
+    ):
+        content = json.dumps({"plan": old, "rows": [1, 2, 3], "runs": {}, "seconds": 1.0})
+        (home / config.workdir / "results.json").write_text(content if old else '{"users": []}')
+        assert faults.preview(config)["kills"].endswith(told)
 
 
 def test_somebodys_data_is_counted_or_refused(home):

@@ -30,14 +30,18 @@ def open_dock(path: StrPath, *, false_acceptance: float = 0.1) -> Dock:
     """The dock at `path`, its unsound learnwares left out and named in warnings.
 
     Of users whose domain the dock has not, about the share `false_acceptance`, in (0, 1), is to be
-    given a learnware all the same: that sets the threshold (see `threshold_for`). ValueError if no
-    sound learnware is left; other errors as in `store.read_space`.
+    given a learnware all the same: that sets the threshold (see `threshold_for`). ValueError for
+    another rate, or if no sound learnware is left; other errors as in `store.read_space`.
 
     >>> from learnware_jax import open_dock
     >>> dock = open_dock("docks/quickstart")
     >>> len(dock.learnwares), dock.domains["arithmetic"], dock.space["encoder"]
     (14, 'mathematics', 'all-MiniLM-L6-v2')
     """
+    if not 0 < false_acceptance < 1:
+        raise ValueError(
+            f"open_dock: got false_acceptance={false_acceptance}; want a rate between 0 and 1."
+        )
     space = read_space(path)
     learnwares = load(path)
     if not learnwares:
