@@ -91,7 +91,7 @@ def test_an_open_dock_refuses_users_beyond_its_closest_domains(tmp_path):
     store.create_dock(tmp_path / "dock", dock.space)
     with pytest.raises(ValueError, match="dock has no sound learnware; see"):
         lw.open_dock(tmp_path / "dock")
-    for rate in (0, -1, 1.5):
+    for rate in (0.0, -1.0, 1.5):
         with pytest.raises(ValueError, match=f"got false_acceptance={rate}; want a rate between"):
             lw.open_dock(ROOT / "docks" / "quickstart", false_acceptance=rate)
 
